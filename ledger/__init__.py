@@ -1,0 +1,1 @@
+"""Signed transactions in, ordered events out. Knows no models and no sockets."""

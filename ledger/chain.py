@@ -1,0 +1,199 @@
+"""The chain of final blocks over the store: genesis, import, proposal, simulation. Synchronous; one writer at a time.
+
+Knows the rules and their order, no pool, no clock of its own and no concurrency: `ledger.ledger` puts those around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from eth.vm.forks.cancun.blocks import CancunBlockHeader
+
+import rlp
+from contracts.errors import BadInput, BadPeer, Conflict, NotAllowed, Refused
+from contracts.types import Address
+from genesis.block import GenesisBlock
+from genesis.config import GenesisConfig
+from ledger import accounts as accounts_fold
+from ledger import block as blocks
+from ledger import seal
+from ledger.accounts import Accounts
+from ledger.block import SealedBlock
+from ledger.execution import Executed, Execution
+from ledger.keys import Key
+from ledger.record import BlockRecord, TransactionRecord
+from ledger.store import Store
+from ledger.transactions import Transaction, decode
+
+ANCESTORS_MAX = 256
+"""How far back BLOCKHASH sees."""
+
+
+@dataclass(frozen=True)
+class Tip:
+    """The newest final block and the accounts after it."""
+
+    header: CancunBlockHeader
+    accounts: Accounts
+
+    @property
+    def number(self) -> int:
+        return int(self.header.block_number)
+
+    @property
+    def hash(self) -> bytes:
+        return bytes(self.header.hash)
+
+
+class Chain:
+    def __init__(self, store: Store, config: GenesisConfig, genesis: GenesisBlock) -> None:
+        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict when it grew from another genesis."""
+        self.store = store
+        self.config = config
+        self.chain_id = config.network.chain_id
+        self.genesis_hash = genesis.hash
+        if store.head() is None:
+            self._write_genesis(genesis)
+        elif store.record(0).hash != genesis.hash:
+            raise Conflict(
+                f"the ledger in {store.path} grew from genesis 0x{store.record(0).hash.hex()}, "
+                f"the configured one is 0x{genesis.hash.hex()}: use its genesis file, or another --data-dir"
+            )
+        self.tip = self._load_tip()
+
+    def _write_genesis(self, genesis: GenesisBlock) -> None:
+        block = SealedBlock(rlp.encode(genesis.header), (), seal.Certificate(genesis.hash, 0, ()))
+        self.store.commit(block, genesis_record(genesis), (), genesis.state_nodes, ())
+
+    def _load_tip(self) -> Tip:
+        head = self.store.head()
+        assert head is not None
+        events = (event for record in self.store.records(0, head[0] + 1) for event in record.events())
+        return Tip(self.store.sealed(head[0]).header(), accounts_fold.fold(Accounts(), events))
+
+    def _ancestors(self) -> Iterator[bytes]:
+        for number in range(self.tip.number, max(-1, self.tip.number - ANCESTORS_MAX), -1):
+            yield self.store.record(number).hash
+
+    def _execution(self, header: CancunBlockHeader) -> Execution:
+        return Execution(header, self.chain_id, self.store.state_node, self._ancestors())
+
+    def decode(self, raw: bytes) -> Transaction:
+        """Raises BadInput; see ledger.transactions."""
+        return decode(raw, self.chain_id, self.tip.header.gas_limit)
+
+    def nonce(self, account: Address) -> int:
+        """The nonce of the account's next transaction as of the head."""
+        return self._execution(self._child(self.tip.header.timestamp + 1, 0)).nonce(account)
+
+    def _child(self, timestamp: int, iteration: int, proposer: Address = Address(bytes(20))) -> CancunBlockHeader:
+        return blocks.child_header(self.tip.header, timestamp, proposer, seal.unsealed_extra_data(iteration))
+
+    def simulate(self, transaction: Transaction, timestamp: int) -> TransactionRecord:
+        """How `transaction` would end in a block made now; nothing is kept."""
+        return self._execution(self._child(timestamp, 0)).apply(transaction)
+
+    # Blocks made here
+
+    def propose(
+        self, key: Key, waiting: Iterable[Transaction], timestamp: int
+    ) -> tuple[Executed | None, list[Transaction]]:
+        """Execute what fits of `waiting` into a sealed child of the head.
+
+        Returns the executed block, None when nothing could enter, and the transactions that cannot be applied.
+        """
+        tip = self.tip
+        iteration = self._own_iteration(key.address)
+        execution = self._execution(self._child(timestamp, iteration, key.address))
+        taken: dict[Address, int] = {}
+        size, impossible = 0, []
+        for transaction in waiting:
+            if transaction.sender not in tip.accounts.enrolled:
+                impossible.append(transaction)
+                continue
+            count = taken.get(transaction.sender, 0)
+            full = size + len(transaction.raw) > blocks.BLOCK_BYTES_MAX // 2 or transaction.gas > execution.gas_left()
+            if full or sum(taken.values()) >= blocks.BLOCK_TRANSACTIONS_MAX:
+                break
+            if count >= blocks.BLOCK_SENDER_TRANSACTIONS_MAX:
+                continue
+            try:
+                execution.apply(transaction)
+            except BadInput:
+                impossible.append(transaction)
+                continue
+            taken[transaction.sender] = count + 1
+            size += len(transaction.raw)
+        if not taken:
+            return None, impossible
+        executed = execution.finish()
+        sealed_header = seal.seal(executed.header, key)
+        return Executed(
+            sealed_header, executed.transactions, executed.receipts, executed.records, executed.state_nodes
+        ), impossible
+
+    def _own_iteration(self, authority: Address) -> int:
+        """The next iteration that `authority` leads."""
+        order = sorted(self.tip.accounts.authorities)
+        if authority not in order:
+            raise NotAllowed(f"0x{authority.hex()} is no authority of this ledger: it cannot seal blocks")
+        iteration = seal.iteration_of(self.tip.header) + 1
+        while seal.leader(order, iteration) != authority:
+            iteration += 1
+        return iteration
+
+    def finalise(self, executed: Executed, certificate: seal.Certificate, journal_done: tuple[int, ...]) -> BlockRecord:
+        """Write an executed block with its certificate and make it the head."""
+        header = executed.header
+        seal.check_certificate(certificate, self.genesis_hash, header, tuple(self.tip.accounts.authorities))
+        sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
+        record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
+        self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done)
+        self.tip = Tip(header, accounts_fold.fold(self.tip.accounts, record.events()))
+        return record
+
+    # Blocks from others
+
+    def execute_sealed(self, data: bytes, now: float) -> tuple[Executed, seal.Certificate] | None:
+        """Check and execute the next block; None when it is ours already. Raises BadPeer for any block that is not the
+        one final child of the head, and Conflict when blocks before it are missing."""
+        sealed = blocks.decode(data)
+        header = sealed.header()
+        if header.block_number <= self.tip.number:
+            return self._check_known(header)
+        if header.block_number > self.tip.number + 1:
+            raise Conflict(f"block {header.block_number} is ahead: our head is {self.tip.number}")
+        return self.execute_child(sealed, header, now), sealed.certificate
+
+    def _check_known(self, header: CancunBlockHeader) -> None:
+        ours = self.store.record(header.block_number).hash
+        if ours != header.hash:
+            raise BadPeer(f"block {header.block_number} is final as 0x{ours.hex()}, the peer has 0x{header.hash.hex()}")
+
+    def execute_child(self, sealed: SealedBlock, header: CancunBlockHeader, now: float) -> Executed:
+        """Every check on a child of the head, the cheap ones first, then its execution."""
+        tip = self.tip
+        try:
+            blocks.check_header(sealed, header, tip.header, tip.accounts, self.config, self.genesis_hash, now)
+            transactions = [self.decode(raw) for raw in sealed.transactions]
+            blocks.check_transactions(transactions, tip.accounts)
+            execution = self._execution(
+                blocks.child_header(tip.header, header.timestamp, header.coinbase, header.extra_data)
+            )
+            for transaction in transactions:
+                execution.apply(transaction)
+        except BadPeer:
+            raise
+        except Refused as error:
+            raise BadPeer(f"block {header.block_number}: {error}") from error
+        executed = execution.finish()
+        if executed.header != header:
+            raise BadPeer(f"block {header.block_number}: its roots, bloom or gas are not what executing it gives")
+        return executed
+
+
+def genesis_record(genesis: GenesisBlock) -> BlockRecord:
+    """Block 0 as a record: the set-up calls' events under the genesis hash."""
+    setup = TransactionRecord(genesis.hash, bytes(20), 0, bytes(20), 0, None, tuple(genesis.events))
+    return BlockRecord(0, genesis.hash, genesis.header.timestamp, (setup,))

@@ -1,0 +1,115 @@
+"""Who made a block and who calls it final: the proposer's seal in the header, the authorities' certificate beside it.
+
+The header's extra_data is 24 bytes of vanity, the iteration number in 8, and 65 bytes of the proposer's signature over
+the header without that signature. A certificate holds the finalising votes of two thirds of the authorities (Chan and
+Pass, "Simplex Consensus", eprint 2023/463). Knows no storage and no execution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import rlp
+from eth_hash.auto import keccak
+from eth.vm.forks.cancun.blocks import CancunBlockHeader
+
+from contracts.errors import BadPeer
+from contracts.types import Address
+from ledger.keys import SIGNATURE_SIZE, Key, recover
+
+VANITY = b"aigen".ljust(24, b"\0")
+UNSEALED_SIZE = 32
+EXTRA_DATA_SIZE = UNSEALED_SIZE + SIGNATURE_SIZE
+AUTHORITIES_MAX = 31
+VOTE_DOMAIN = b"aigen finalising vote, version 1"
+
+
+class Certificate(msgspec.Struct, frozen=True, array_like=True):
+    """The finalising votes for one block: 65-byte signatures in ascending order of their signers' addresses."""
+
+    block_hash: bytes
+    iteration: int
+    votes: tuple[bytes, ...]
+
+
+def quorum(authority_count: int) -> int:
+    """Two thirds of the authorities, rounded up."""
+    return -(-2 * authority_count // 3)
+
+
+def leader(authorities: Sequence[Address], iteration: int) -> Address:
+    """Who may propose in an iteration: the authorities take turns in the order of their addresses."""
+    return sorted(authorities)[iteration % len(authorities)]
+
+
+def unsealed_extra_data(iteration: int) -> bytes:
+    return VANITY + iteration.to_bytes(8, "big")
+
+
+def iteration_of(header: CancunBlockHeader) -> int:
+    """The iteration a header was proposed in; 0 for genesis."""
+    if header.block_number == 0:
+        return 0
+    return int.from_bytes(header.extra_data[len(VANITY) : UNSEALED_SIZE], "big")
+
+
+def seal(header: CancunBlockHeader, key: Key) -> CancunBlockHeader:
+    """Append the proposer's signature to a header whose extra_data is `unsealed_extra_data(iteration)`."""
+    assert len(header.extra_data) == UNSEALED_SIZE
+    return header.copy(extra_data=header.extra_data + key.sign(_sealing_hash(header)))
+
+
+def proposer_of(header: CancunBlockHeader) -> Address:
+    """The account that sealed a header. Raises BadPeer or BadInput when it is not sealed."""
+    if len(header.extra_data) != EXTRA_DATA_SIZE:
+        raise BadPeer(f"block {header.block_number}: extra_data has {len(header.extra_data)} bytes, not {EXTRA_DATA_SIZE}")
+    return recover(_sealing_hash(header), header.extra_data[UNSEALED_SIZE:])
+
+
+def _sealing_hash(header: CancunBlockHeader) -> bytes:
+    return bytes(keccak(rlp.encode(header.copy(extra_data=header.extra_data[:UNSEALED_SIZE]))))
+
+
+def vote_hash(genesis_hash: bytes, iteration: int, block_hash: bytes) -> bytes:
+    """What a finalising vote signs; the genesis hash ties it to one network (and so to its chain id)."""
+    return bytes(keccak(VOTE_DOMAIN + genesis_hash + iteration.to_bytes(8, "big") + block_hash))
+
+
+def certify(genesis_hash: bytes, header: CancunBlockHeader, keys: Sequence[Key]) -> Certificate:
+    """The certificate that these authorities' votes make."""
+    iteration = iteration_of(header)
+    digest = vote_hash(genesis_hash, iteration, header.hash)
+    votes = tuple(key.sign(digest) for key in sorted(keys, key=lambda key: key.address))
+    return Certificate(bytes(header.hash), iteration, votes)
+
+
+def check_seal(header: CancunBlockHeader, parent: CancunBlockHeader, authorities: Sequence[Address]) -> None:
+    """Raise BadPeer unless the leader of the header's iteration sealed it, later than its parent's iteration."""
+    number, iteration = header.block_number, iteration_of(header)
+    if header.extra_data[: len(VANITY)] != VANITY:
+        raise BadPeer(f"block {number}: its extra_data does not begin as this ledger's do")
+    if iteration <= iteration_of(parent):
+        raise BadPeer(f"block {number}: iteration {iteration} is not after its parent's {iteration_of(parent)}")
+    proposer, expected = proposer_of(header), leader(authorities, iteration)
+    if proposer != expected:
+        raise BadPeer(f"block {number}: sealed by 0x{proposer.hex()}, iteration {iteration} is 0x{expected.hex()}'s")
+
+
+def check_certificate(
+    certificate: Certificate, genesis_hash: bytes, header: CancunBlockHeader, authorities: Sequence[Address]
+) -> None:
+    """Raise BadPeer unless distinct authorities, a quorum of them, voted this very block final."""
+    number = header.block_number
+    if certificate.block_hash != header.hash or certificate.iteration != iteration_of(header):
+        raise BadPeer(f"block {number}: its certificate is for another block or iteration")
+    if len(certificate.votes) > len(authorities):
+        raise BadPeer(f"block {number}: {len(certificate.votes)} votes from {len(authorities)} authorities")
+    digest = vote_hash(genesis_hash, certificate.iteration, certificate.block_hash)
+    voters = [recover(digest, vote) for vote in certificate.votes]
+    if any(later <= earlier for earlier, later in zip(voters, voters[1:], strict=False)):
+        raise BadPeer(f"block {number}: its certificate's voters are not distinct and in ascending order")
+    if strangers := set(voters) - set(authorities):
+        raise BadPeer(f"block {number}: 0x{min(strangers).hex()} voted and is no authority")
+    if len(voters) < quorum(len(authorities)):
+        raise BadPeer(f"block {number}: {len(voters)} votes, {quorum(len(authorities))} make it final")

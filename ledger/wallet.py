@@ -1,0 +1,37 @@
+"""An account that sends calls to the contracts through a ledger in this process, one after the other."""
+
+from __future__ import annotations
+
+import trio
+
+from contracts.calls import Call
+from contracts.errors import NotAllowed
+from contracts.types import Address
+from ledger.keys import Key
+from ledger.ledger import Ledger, Receipt
+from ledger.transactions import CALL_GAS, sign
+
+
+class Wallet:
+    """Nobody else may send with the same key at the same time: nonces are taken in order here."""
+
+    def __init__(self, key: Key, ledger: Ledger) -> None:
+        self._key = key
+        self._ledger = ledger
+        self._sending = trio.Lock()
+
+    @property
+    def address(self) -> Address:
+        return self._key.address
+
+    async def send(self, call: Call) -> Receipt:
+        """Sign and submit `call`, and wait until it is final. Raises NotAllowed with the contract's reason when it is
+        refused, and what Ledger.submit raises."""
+        async with self._sending:
+            nonce = self._ledger.account(self._key.address).next_nonce
+            raw = sign(self._key, self._ledger.chain_id, nonce, call.to, call.encode(), CALL_GAS)
+            transaction_hash = await self._ledger.submit(raw)
+        receipt = await self._ledger.wait_receipt(transaction_hash)
+        if receipt.transaction.reason is not None:
+            raise NotAllowed(f"{type(call).__name__} was refused by the contract: {receipt.transaction.reason}")
+        return receipt

@@ -1,0 +1,1 @@
+"""Events in, model answers out. Uses contracts, genesis and ledger; none of them knows it."""

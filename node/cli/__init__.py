@@ -1,0 +1,64 @@
+"""The `aigen` command. Owns nothing but words: each command asks a node over RPC or works on a data directory.
+
+Commands are imported when they are named, so that `aigen --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from contracts.errors import Refused
+
+COMMANDS = {
+    "init": ("node.cli.run", "init", "Set up a node: config, identity, operator's key."),
+    "start": ("node.cli.run", "start", "Run the node until SIGTERM or SIGINT."),
+    "status": ("node.cli.run", "status", "What this node is doing, step by step."),
+    "chat": ("node.cli.chat", "chat", "Ask a model, here on the terminal."),
+    "model": ("node.cli.model", "model", "Import, register, list, load and retire models."),
+    "tier": ("node.cli.tier", "tier", "Grant, revoke and check tiers."),
+    "account": ("node.cli.account", "account", "Keys, and who may send to the ledger."),
+    "token": ("node.cli.account", "token", "A bearer token, signed offline by an account."),
+    "node": ("node.cli.network", "node", "The members of the network."),
+    "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
+    "ledger": ("node.cli.ledger", "ledger", "Check the whole chain again from genesis."),
+    "genesis": ("node.cli.genesis", "genesis", "Make and look at genesis files."),
+    "demo": ("node.cli.demo", "demo", "The main job on three nodes of this machine."),
+}
+"""Name to module, attribute and help line."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, _, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="aigen", prog_name="aigen")
+def cli() -> None:
+    """AIGEN: models registered on a ledger, shards proved and kept in three copies, answers from every node."""
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run the command; what was refused is one line on stderr and exit status 1."""
+    try:
+        return cli.main(args=arguments, prog_name="aigen")
+    except Refused as error:
+        click.echo(f"aigen: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,91 @@
+"""`aigen chat`: a conversation on the terminal, streamed as it is made."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from node.cli import common
+
+
+@click.command("chat")
+@click.argument("model_id")
+@click.argument("question", required=False)
+@click.option("--version", "version", help="Default: the newest.")
+@click.option("--system", help="An instruction before the conversation.")
+@click.option("--max-tokens", type=int, default=512, show_default=True)
+@click.option("--temperature", type=float, default=0.0, show_default=True)
+@click.option("--top-p", type=float, default=1.0, show_default=True)
+@click.option("--top-k", type=int, default=0, show_default=True)
+@click.option("--seed", type=int)
+@common.rpc_options
+@common.json_option
+def chat(
+    model_id: str,
+    question: str | None,
+    version: str | None,
+    system: str | None,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    seed: int | None,
+    rpc_url: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Ask MODEL_ID one QUESTION, or talk with it line by line when there is none."""
+    given = {
+        "model_id": model_id,
+        "version": version,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    params = {name: value for name, value in given.items() if value is not None}
+    messages = [{"role": "system", "content": system}] if system else []
+    rpc = common.client(rpc_url, token, timeout_s=None)
+    if question is not None:
+        messages.append({"role": "user", "content": question})
+        _answer(rpc, params, messages, as_json)
+        return
+    for line in _lines():
+        messages.append({"role": "user", "content": line})
+        answer = _answer(rpc, params, messages, as_json)
+        messages.append(answer["message"])
+
+
+def _lines() -> Any:
+    """What the user types, until the end of input."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _answer(rpc: Any, params: dict[str, Any], messages: list[dict[str, str]], as_json: bool) -> dict[str, Any]:
+    if as_json:
+        answer: dict[str, Any] = rpc.call("chatCompletion", messages=messages, **params)
+        common.show_json(answer)
+        return answer
+    stream = rpc.stream("chatCompletion", messages=messages, **params)
+    while True:
+        try:
+            notification = next(stream)
+        except StopIteration as end:
+            click.echo()
+            result: dict[str, Any] = end.value
+            return result
+        if notification["method"] == "chatCompletionChunk":
+            click.echo(notification["params"]["content"], nl=False)
+        else:
+            state = notification["params"]
+            click.echo(f"[{state['state']} {state['model_id']} {state['detail']}]", err=True)

@@ -1,0 +1,189 @@
+"""What the commands share: options, passwords, tables, and signed transactions sent over RPC."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from contracts.errors import BadInput, NotAllowed
+from node import config as settings
+
+if TYPE_CHECKING:
+    from contracts.calls import Call
+    from ledger.keys import Key
+    from node.rpc.client import RpcClient
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+RPC_URL_DEFAULT = "http://127.0.0.1:9944"
+RPC_TIMEOUT_S = 60.0
+RECEIPT_TIMEOUT_S = 60.0
+PASSWORD_BYTES_MAX = 4096
+
+
+def data_dir_option(function: F) -> F:
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        envvar="AIGEN_DATA_DIR",
+        default=settings.default_data_dir,
+        show_default="the user's data directory",
+        help="Where the node keeps everything.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")(function)
+
+
+def password_option(function: F) -> F:
+    return click.option(
+        "--password-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="File whose first line is the key's password (else AIGEN_PASSWORD, else a prompt).",
+    )(function)
+
+
+def rpc_options(function: F) -> F:
+    """The node to ask, and as whom."""
+    function = click.option(
+        "--rpc", "rpc_url", envvar="AIGEN_RPC", default=RPC_URL_DEFAULT, show_default=True, help="The node to ask."
+    )(function)
+    return click.option(
+        "--token", envvar="AIGEN_TOKEN", help="Bearer token of the account that asks (see `aigen token`)."
+    )(function)
+
+
+def key_options(function: F) -> F:
+    """The account that signs."""
+    function = password_option(function)
+    return click.option(
+        "--key",
+        "key_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="AIGEN_KEY",
+        help="Keystore of the account that signs. Default: the operator's key in the data directory.",
+    )(data_dir_option(function))
+
+
+def read_password(path: Path | None, prompt: str, confirm: bool = False) -> str:
+    """From a file, AIGEN_PASSWORD or the terminal, in this order."""
+    if path is not None:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadInput(f"the password file {path} cannot be read: {error.strerror}") from error
+        if len(data) > PASSWORD_BYTES_MAX:
+            raise BadInput(f"{path} has {len(data)} bytes, a password has at most {PASSWORD_BYTES_MAX}")
+        return data.decode(errors="replace").split("\n", 1)[0]
+    if (password := os.environ.get("AIGEN_PASSWORD")) is not None:
+        return password
+    if not sys.stdin.isatty():
+        raise BadInput("no password: set AIGEN_PASSWORD, give --password-file, or run this on a terminal")
+    return str(click.prompt(prompt, hide_input=True, confirmation_prompt=confirm, err=True))
+
+
+def operator_key_path(data_dir: Path) -> Path:
+    return data_dir / "keys" / "operator.json"
+
+
+def open_key(key_path: Path | None, data_dir: Path, password_file: Path | None) -> Key:
+    """Decrypt the account that signs."""
+    from ledger import keystore
+
+    path = key_path if key_path is not None else operator_key_path(data_dir)
+    keystore.address(path)
+    return keystore.read(path, read_password(password_file, f"Password of {path}"))
+
+
+def client(rpc_url: str, token: str | None, timeout_s: float | None = RPC_TIMEOUT_S) -> RpcClient:
+    """`timeout_s` None waits for as long as the node works on the answer."""
+    from node.rpc.client import RpcClient
+
+    return RpcClient(rpc_url, token, timeout_s=timeout_s)
+
+
+def send_call(rpc: RpcClient, key: Key, call: Call, method: str = "sendRawTransaction") -> dict[str, Any]:
+    """Sign `call`, submit it, and wait for its receipt. Raises NotAllowed with the contract's reason."""
+    import time
+
+    from ledger.transactions import CALL_GAS, sign
+
+    chain = rpc.call("getChainInfo")
+    account = rpc.call("getAccount", account=f"0x{key.address.hex()}")
+    raw = sign(key, chain["chain_id"], account["nonce"], call.to, call.encode(), CALL_GAS)
+    transaction_hash = rpc.call(method, transaction=f"0x{raw.hex()}")["transaction_hash"]
+    deadline = time.monotonic() + RECEIPT_TIMEOUT_S
+    while (receipt := rpc.call("getTransactionReceipt", transaction_hash=transaction_hash)) is None:
+        if time.monotonic() > deadline:
+            raise NotAllowed(
+                f"transaction {transaction_hash} is in no block after {RECEIPT_TIMEOUT_S:.0f} s: "
+                "is the authority's node running and reachable?"
+            )
+        time.sleep(0.1)
+    if not receipt["succeeded"]:
+        raise NotAllowed(f"the contract refused it: {receipt['reason']}")
+    answer: dict[str, Any] = receipt
+    return answer
+
+
+def show_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*("-" if cell is None else str(cell) for cell in row))
+    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+def show_fields(fields: Iterable[tuple[str, object]]) -> None:
+    show_table(("", ""), fields)
+
+
+def size(count: int | float) -> str:
+    """Bytes for people, in powers of 1000 as disks and the seed's model sizes are given."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def short(hexadecimal: str) -> str:
+    """The beginning and end of a hash or address."""
+    return hexadecimal if len(hexadecimal) <= 14 else f"{hexadecimal[:8]}..{hexadecimal[-4:]}"
+
+
+def parse_address(text: str) -> bytes:
+    """An account's 20 bytes from 0x-hex. Raises BadInput."""
+    try:
+        value = bytes.fromhex(text.removeprefix("0x"))
+    except ValueError as error:
+        raise BadInput(f"{text!r} is no account: 0x and 40 hexadecimal digits are expected") from error
+    if len(value) != 20:
+        raise BadInput(f"{text!r} is no account: it has {len(value)} bytes, an address has 20")
+    return value
+
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "y": 31_536_000}
+
+
+def parse_duration_s(text: str) -> int:
+    """Seconds from `90s`, `15m`, `12h`, `30d` or `1y`. Raises BadInput."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in UNITS_S or not number.isdecimal() or not int(number):
+        raise BadInput(f"{text!r} is no duration: a number and one of s, m, h, d, y, such as 30d")
+    return int(number) * UNITS_S[unit]

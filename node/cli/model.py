@@ -1,0 +1,275 @@
+"""`aigen model`: take a model in, register it, load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from contracts.errors import BadInput, Conflict, NotFound
+from contracts.types import ManifestHash, ModelId, ShardHash, Version
+from node.cli import common
+
+VERSION_DEFAULT = "1"
+
+
+@click.group()
+def model() -> None:
+    """Import, register, list, load and retire models."""
+
+
+@model.command("import")
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--move", is_flag=True, help="Delete each source file once its bytes are in shards.")
+@common.data_dir_option
+@common.json_option
+def import_(source: Path, move: bool, data_dir: Path, as_json: bool) -> None:
+    """Cut SOURCE (a Hugging Face directory or a GGUF file) into shards of this node's store."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from genesis import config as genesis_config
+    from node.storage.importer import import_model
+    from node.storage.store import ShardStore
+
+    genesis = genesis_config.load(data_dir / "genesis.toml")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, transient=True, disable=as_json) as progress:
+        task = progress.add_task(f"importing {source.name}", total=None)
+        imported = import_model(
+            source,
+            ShardStore(data_dir / "store"),
+            genesis.shards.size,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            move=move,
+        )
+    manifest = imported.manifest
+    if as_json:
+        common.show_json(
+            {
+                "manifest_hash": f"0x{manifest.manifest_hash.hex()}",
+                "architecture": imported.architecture,
+                "total_size": manifest.total_size,
+                "shard_size": manifest.shard_size,
+                "shard_hashes": [f"0x{shard.sha256.hex()}" for shard in manifest.shards],
+            }
+        )
+        return
+    click.echo(
+        f"{imported.architecture}, {common.size(manifest.total_size)} in {len(manifest.shards)} shards, "
+        f"manifest 0x{manifest.manifest_hash.hex()}"
+    )
+    click.echo(f"next, an admin: aigen model publish MODEL_ID --manifest 0x{manifest.manifest_hash.hex()} --tier TIER")
+
+
+@model.command("publish")
+@click.argument("model_id")
+@click.option("--version", "version", default=VERSION_DEFAULT, show_default=True)
+@click.option("--manifest", "manifest_hash", help="Which imported model. Default: the only one in the store.")
+@click.option("--tier", required=True, help="The lowest tier that may use it.")
+@click.option("--core", is_flag=True, help="Make it the network's core model.")
+@click.option("--metadata", default="", help="Free text on the ledger, such as a licence or a source.")
+@common.key_options
+@common.rpc_options
+@common.json_option
+def publish(
+    model_id: str,
+    version: str,
+    manifest_hash: str | None,
+    tier: str,
+    core: bool,
+    metadata: str,
+    key_path: Path | None,
+    data_dir: Path,
+    password_file: Path | None,
+    rpc_url: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Register an imported model on the ledger (an admin's transaction)."""
+    from contracts.calls import RegisterModel
+    from node.storage.importer import architecture_of
+    from node.storage.store import ShardStore
+
+    store = ShardStore(data_dir / "store")
+    manifest = store.manifest(_chosen_manifest(store.manifests(), manifest_hash))
+    call = RegisterModel(
+        model_id=ModelId(model_id),
+        version=Version(version),
+        total_size=manifest.total_size,
+        shard_size=manifest.shard_size,
+        shard_count=len(manifest.shards),
+        shard_hashes=tuple(ShardHash(shard.sha256) for shard in manifest.shards),
+        manifest_hash=manifest.manifest_hash,
+        minimum_tier=tier,
+        core=core,
+        architecture=architecture_of(manifest, store),
+        metadata=metadata,
+    )
+    key = common.open_key(key_path, data_dir, password_file)
+    receipt = common.send_call(common.client(rpc_url, token), key, call, method="registerModel")
+    if as_json:
+        common.show_json(receipt)
+    else:
+        click.echo(f"{model_id} version {version} is registered in block {receipt['block_number']}")
+
+
+def _chosen_manifest(found: list[ManifestHash], wanted: str | None) -> ManifestHash:
+    if wanted is not None:
+        try:
+            value = ManifestHash(bytes.fromhex(wanted.removeprefix("0x")))
+        except ValueError as error:
+            raise BadInput(f"{wanted!r} is no manifest hash: 0x and 64 hexadecimal digits") from error
+        if value not in found:
+            raise NotFound(f"no manifest {wanted} in this store: `aigen model import` takes a model in")
+        return value
+    if not found:
+        raise NotFound("no model was imported into this store: run `aigen model import SOURCE` first")
+    if len(found) > 1:
+        listed = ", ".join(f"0x{value.hex()}" for value in found)
+        raise Conflict(f"{len(found)} models were imported: name one with --manifest ({listed})")
+    return found[0]
+
+
+@model.command("list")
+@common.rpc_options
+@common.json_option
+def list_models(rpc_url: str, token: str | None, as_json: bool) -> None:
+    """The models of this network: registered ones, and those its genesis names as ones to bring."""
+    answer = common.client(rpc_url, token).call("listModels")
+    if as_json:
+        common.show_json(answer)
+        return
+    rows = [
+        (
+            row["model_id"],
+            row["version"],
+            common.size(row["total_size"]),
+            row["shard_count"],
+            row["minimum_tier"],
+            "retired" if row["retired"] else "core" if row["core"] else "registered",
+        )
+        for row in answer["models"]
+    ]
+    rows += [
+        (row["model_id"], None, f"~{common.size(row['approximate_size'])}", None, row["minimum_tier"], "catalogue")
+        for row in answer["catalogue"]
+        if not row["registered"]
+    ]
+    common.show_table(("model", "version", "size", "shards", "tier", "state"), rows)
+
+
+def _model_params(model_id: str, version: str | None) -> dict[str, Any]:
+    return {"model_id": model_id} | ({"version": version} if version is not None else {})
+
+
+@model.command("info")
+@click.argument("model_id")
+@click.option("--version", "version", help="Default: the newest.")
+@common.rpc_options
+@common.json_option
+def info(model_id: str, version: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """A model's metadata and verification hashes."""
+    answer = common.client(rpc_url, token).call("getModelInfo", **_model_params(model_id, version))
+    if as_json:
+        common.show_json(answer)
+        return
+    common.show_fields((name, value) for name, value in answer.items() if name != "shards")
+    rows = [(row["shard_index"], common.size(row["size"]), row["shard_hash"]) for row in answer["shards"]]
+    common.show_table(("shard", "size", "SHA-256"), rows)
+
+
+@model.command("load")
+@click.argument("model_id")
+@click.option("--version", "version", help="Default: the newest.")
+@click.option("--no-wait", is_flag=True, help="Answer at once; `aigen status` shows the progress.")
+@common.rpc_options
+@common.json_option
+def load(model_id: str, version: str | None, no_wait: bool, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """Fetch, verify and load a model on the node."""
+    params = _model_params(model_id, version) | {"wait": not no_wait}
+    _show_state(common.client(rpc_url, token, timeout_s=None).call("loadModel", **params), as_json)
+
+
+@model.command("unload")
+@click.argument("model_id")
+@click.option("--version", "version", help="Default: the newest.")
+@common.rpc_options
+@common.json_option
+def unload(model_id: str, version: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """Give a model's memory back (its shards stay on the disk)."""
+    _show_state(common.client(rpc_url, token).call("unloadModel", **_model_params(model_id, version)), as_json)
+
+
+def _show_state(state: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        common.show_json(state)
+    else:
+        pinned = ", pinned" if state["pinned"] else ""
+        click.echo(f"{state['model_id']} version {state['version']}: {state['state']}{pinned} {state['detail']}".rstrip())
+
+
+@model.command("switch")
+@click.argument("model_id")
+@common.data_dir_option
+def switch(model_id: str, data_dir: Path) -> None:
+    """Make MODEL_ID the core model of this node's config; it is preloaded and pinned after a restart."""
+    from node import config as settings
+
+    settings.set_model(data_dir / "config.toml", model_id)
+    click.echo(f"{model_id} is this node's core model from its next start: stop the node and run `aigen start`")
+
+
+@model.command("set-core")
+@click.argument("model_id")
+@click.argument("version")
+@common.key_options
+@common.rpc_options
+@common.json_option
+def set_core(
+    model_id: str,
+    version: str,
+    key_path: Path | None,
+    data_dir: Path,
+    password_file: Path | None,
+    rpc_url: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Designate the network's core model (an admin's transaction)."""
+    from contracts.calls import SetCoreModel
+
+    key = common.open_key(key_path, data_dir, password_file)
+    call = SetCoreModel(ModelId(model_id), Version(version))
+    receipt = common.send_call(common.client(rpc_url, token), key, call, method="setCoreModel")
+    if as_json:
+        common.show_json(receipt)
+    else:
+        click.echo(f"{model_id} version {version} is the core model from block {receipt['block_number']}")
+
+
+@model.command("retire")
+@click.argument("model_id")
+@click.argument("version")
+@common.key_options
+@common.rpc_options
+@common.json_option
+def retire(
+    model_id: str,
+    version: str,
+    key_path: Path | None,
+    data_dir: Path,
+    password_file: Path | None,
+    rpc_url: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Take a version out of service (an admin's transaction)."""
+    from contracts.calls import RetireModel
+
+    key = common.open_key(key_path, data_dir, password_file)
+    receipt = common.send_call(common.client(rpc_url, token), key, RetireModel(ModelId(model_id), Version(version)))
+    if as_json:
+        common.show_json(receipt)
+    else:
+        click.echo(f"{model_id} version {version} is retired from block {receipt['block_number']}")

@@ -1,0 +1,86 @@
+"""`aigen node` and `aigen shard`: the members, and who holds which shard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from node.cli import common
+
+
+@click.group()
+def node() -> None:
+    """The members of the network."""
+
+
+@node.command("list")
+@common.rpc_options
+@common.json_option
+def list_nodes(rpc_url: str, token: str | None, as_json: bool) -> None:
+    """Every node that joined."""
+    members = common.client(rpc_url, token).call("listNodes")
+    if as_json:
+        common.show_json(members)
+        return
+    rows = [
+        (row["node_id"], row["role"], row["shards_announced"], common.short(row["operator"]), row["endpoints"][0])
+        for row in members
+    ]
+    common.show_table(("node", "role", "shards", "operator", "endpoint"), rows)
+
+
+@click.group()
+def shard() -> None:
+    """Shards: who holds them, whether they are whole."""
+
+
+@shard.command("list")
+@click.argument("model_id")
+@click.option("--version", "version", help="Default: the newest.")
+@common.rpc_options
+@common.json_option
+def list_shards(model_id: str, version: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """The shards of a model with their copies and holders."""
+    params = {"model_id": model_id} | ({"version": version} if version is not None else {})
+    answer = common.client(rpc_url, token).call("getShardLocations", **params)
+    if as_json:
+        common.show_json(answer)
+        return
+    rows = [
+        (
+            f"{row['shard_index'] + 1} of {row['total_shards']}",
+            common.size(row["size"]),
+            f"{row['copies']} of {answer['redundancy']}",
+            ", ".join(common.short(location["node_id"] or location["uri"]) for location in row["locations"]),
+            row["shard_hash"],
+        )
+        for row in answer["shards"]
+    ]
+    common.show_table(("shard", "size", "copies", "holders", "SHA-256"), rows)
+
+
+@shard.command("verify")
+@click.argument("model_id", required=False)
+@common.rpc_options
+@common.json_option
+def verify(model_id: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """Hash the shards this node holds again; bad pieces are fetched anew. Exit status 1 if any was bad."""
+    params = {"model_id": model_id} if model_id is not None else {}
+    checks: list[dict[str, Any]] = common.client(rpc_url, token).call("verifyShards", **params)
+    if as_json:
+        common.show_json(checks)
+    else:
+        rows = [
+            (
+                row["model_id"],
+                row["shard_index"],
+                row["pieces_checked"],
+                ", ".join(map(str, row["bad_pieces"])) or "none",
+                row["shard_hash"],
+            )
+            for row in checks
+        ]
+        common.show_table(("model", "shard", "pieces", "bad pieces", "SHA-256"), rows)
+    if any(row["bad_pieces"] for row in checks):
+        raise SystemExit(1)

@@ -1,0 +1,108 @@
+"""`aigen tier`: who may use which models."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from contracts.types import Address
+from node.cli import common
+
+
+@click.group()
+def tier() -> None:
+    """Grant, revoke and check tiers."""
+
+
+@tier.command("list")
+@common.rpc_options
+@common.json_option
+def list_tiers(rpc_url: str, token: str | None, as_json: bool) -> None:
+    """The tiers of this network."""
+    tiers = common.client(rpc_url, token).call("getChainInfo")["tiers"]
+    if as_json:
+        common.show_json(tiers)
+    else:
+        rows = [(row["name"], row["rank"], common.size(row["cache_size"])) for row in tiers]
+        common.show_table(("tier", "rank", "recommended cache"), rows)
+
+
+@tier.command("grant")
+@click.argument("address")
+@click.argument("name", metavar="TIER")
+@click.option("--for", "duration", default="1y", show_default=True, help="How long it holds: 12h, 30d, 1y.")
+@common.key_options
+@common.rpc_options
+@common.json_option
+def grant(
+    address: str,
+    name: str,
+    duration: str,
+    key_path: Path | None,
+    data_dir: Path,
+    password_file: Path | None,
+    rpc_url: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Let an account use models of TIER and below (an admin's transaction)."""
+    from contracts.calls import GrantTier
+
+    target = Address(common.parse_address(address))
+    until = int(time.time()) + common.parse_duration_s(duration)
+    key = common.open_key(key_path, data_dir, password_file)
+    receipt = common.send_call(common.client(rpc_url, token), key, GrantTier(target, name, until))
+    if as_json:
+        common.show_json(receipt)
+    else:
+        click.echo(f"{address} holds {name} for {duration}, granted in block {receipt['block_number']}")
+
+
+@tier.command("revoke")
+@click.argument("address")
+@common.key_options
+@common.rpc_options
+@common.json_option
+def revoke(
+    address: str,
+    key_path: Path | None,
+    data_dir: Path,
+    password_file: Path | None,
+    rpc_url: str,
+    token: str | None,
+    as_json: bool,
+) -> None:
+    """Take an account's tier (an admin's transaction)."""
+    from contracts.calls import RevokeTier
+
+    target = Address(common.parse_address(address))
+    key = common.open_key(key_path, data_dir, password_file)
+    receipt = common.send_call(common.client(rpc_url, token), key, RevokeTier(target))
+    if as_json:
+        common.show_json(receipt)
+    else:
+        click.echo(f"{address} holds no tier any more, revoked in block {receipt['block_number']}")
+
+
+@tier.command("check")
+@click.argument("model_id")
+@click.option("--account", "address", help="The account to check. Default: the one that asks.")
+@click.option("--version", "version", help="Default: the newest.")
+@common.rpc_options
+@common.json_option
+def check(model_id: str, address: str | None, version: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """May an account use a model? The decision is recorded on the ledger. Exit status 1 if not."""
+    params = {"model_id": model_id, "version": version, "account": address}
+    answer = common.client(rpc_url, token).call("checkTier", **{k: v for k, v in params.items() if v is not None})
+    if as_json:
+        common.show_json(answer)
+    else:
+        verdict = "may use" if answer["granted"] else "may not use"
+        click.echo(
+            f"{answer['account']} {verdict} {answer['model_id']} {answer['version']}: holds "
+            f"{answer['held'] or 'no tier'}, {answer['required']} is needed (transaction {answer['transaction_hash']})"
+        )
+    if not answer["granted"]:
+        raise SystemExit(1)

@@ -1,0 +1,259 @@
+"""A node's settings: from defaults, then config.toml, then AIGEN_* variables, then flags. Knows no keys and no sockets.
+
+A setting `key` of section `[section]` is the variable AIGEN_SECTION_KEY; lists are separated by commas there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import platformdirs
+
+from contracts.errors import BadInput, Conflict, NotFound
+from contracts.types import NAME_PATTERN
+
+Role = Literal["worker", "storage", "gateway"]
+
+CONFIG_BYTES_MAX = 1 << 20
+
+GB = 1_000_000_000
+
+
+class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    role: Role = "worker"
+    model: str = ""
+    """The core model this worker preloads and pins; empty: the one the ledger designates."""
+
+
+class RpcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    host: str = "127.0.0.1"
+    port: int = 9944
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names a request may carry besides the loopback ones and `host`."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call this node, such as `https://panel.example`."""
+    body_bytes: int = 4 << 20
+    batch_size: int = 100
+    concurrent_requests: int = 64
+
+
+class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    listen: str = "127.0.0.1"
+    """The address both planes bind; `0.0.0.0` for nodes on several machines."""
+    advertise: str = ""
+    """The host name or address others reach this node at; empty: the listening address."""
+    control_port: int = 9945
+    data_port: int = 9946
+    bootstrap: tuple[str, ...] = ()
+    """Peers to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID."""
+
+
+class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    disk_budget: int = 500 * GB
+    """Bytes of shards kept at most."""
+    scrub_interval_s: float = 86_400.0
+    """Every held shard is hashed again this often."""
+
+
+class InferenceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cache_size: int = 32 * GB
+    """Bytes of loaded models at most."""
+    threads: int = 0
+    """Threads torch computes with; 0: one for each core."""
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node: NodeSettings = NodeSettings()
+    rpc: RpcSettings = RpcSettings()
+    network: NetworkSettings = NetworkSettings()
+    storage: StorageSettings = StorageSettings()
+    inference: InferenceSettings = InferenceSettings()
+
+
+_TEMPLATE = """\
+# Settings of this AIGEN node. A variable AIGEN_SECTION_KEY (AIGEN_RPC_PORT=9950) and then a flag of `aigen start`
+# override what stands here.
+
+[node]
+# worker: replicates shards, preloads the core model, answers. storage: replicates only.
+# gateway: answers RPC and holds nothing until it is asked to.
+role = {role}
+# The core model this worker preloads and pins. Empty: the one the ledger designates.
+model = {model}
+
+[rpc]
+# Loopback needs no token; on any other address every question needs `Authorization: Bearer` (`aigen token`).
+host = {rpc_host}
+port = {rpc_port}
+# Host names a request may carry besides loopback's and the one above.
+allowed_hosts = []
+# Web pages that may call this node, such as "https://panel.example".
+allowed_origins = []
+# Bounds on what is taken: bytes of a body, calls of a batch, requests worked on at once.
+body_bytes = 4_194_304
+batch_size = 100
+concurrent_requests = 64
+
+[network]
+# What both planes bind: "0.0.0.0" for nodes on several machines.
+listen = {listen}
+# The name or address others reach this node at. Empty: the address above.
+advertise = {advertise}
+# Blocks and transactions (libp2p).
+control_port = {control_port}
+# Shards (TLS).
+data_port = {data_port}
+# Peers to begin with, as `aigen status` prints them: "/ip4/192.0.2.7/tcp/9945/p2p/12D3KooW..."
+bootstrap = {bootstrap}
+
+[storage]
+# Bytes of shards kept at most.
+disk_budget = 500_000_000_000
+# Every held shard is hashed again this often (seconds).
+scrub_interval_s = 86_400.0
+
+[inference]
+# Bytes of loaded models at most. Recommended: basic 8 GB, pro 16 GB, worker 32 GB and more.
+cache_size = {cache_size}
+# Threads torch computes with. 0: one for each core.
+threads = 0
+"""
+
+
+def default_data_dir() -> Path:
+    return Path(platformdirs.user_data_dir("aigen"))
+
+
+def recommended_cache_size(role: str, tier_cache_size: int) -> int:
+    """Bytes: a worker's cache is at least 32 GB; other roles take what the tier they serve recommends."""
+    return max(32 * GB, tier_cache_size) if role == "worker" else tier_cache_size
+
+
+def render(config: Config) -> str:
+    """A commented config.toml with the settings that `aigen init` asks for."""
+    import json
+
+    def text(value: object) -> str:
+        # A TOML basic string and an array of them are written as JSON writes them.
+        return json.dumps(value, ensure_ascii=True)
+
+    return _TEMPLATE.format(
+        role=text(config.node.role),
+        model=text(config.node.model),
+        rpc_host=text(config.rpc.host),
+        rpc_port=config.rpc.port,
+        listen=text(config.network.listen),
+        advertise=text(config.network.advertise),
+        control_port=config.network.control_port,
+        data_port=config.network.data_port,
+        bootstrap=text(list(config.network.bootstrap)),
+        cache_size=f"{config.inference.cache_size:_}",
+    )
+
+
+def write(path: Path, config: Config) -> None:
+    """Write a commented config.toml. Raises Conflict when there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x") as file:
+            file.write(render(config))
+    except FileExistsError as error:
+        raise Conflict(f"{path} exists: this data directory is set up already; choose another --data-dir") from error
+
+
+def set_model(path: Path, model_id: str) -> None:
+    """Make `model_id` the core model in the config at `path`, everything else and every comment as it was."""
+    if re.fullmatch(NAME_PATTERN, model_id) is None:
+        raise BadInput(f"{model_id!r} is no model_id: {NAME_PATTERN} is expected")
+    config = load(path, environment={})
+    text, count = re.subn(r"(?m)^model\s*=.*$", f'model = "{model_id}"', path.read_text(), count=1)
+    temporary = path.with_suffix(".toml.new")
+    try:
+        temporary.write_text(text)
+        expected = msgspec.structs.replace(config, node=msgspec.structs.replace(config.node, model=model_id))
+        if count != 1 or load(temporary, environment={}) != expected:
+            raise BadInput(f"{path} has no line `model = ...` in its [node] section: edit it by hand")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: Path, environment: Mapping[str, str] = os.environ, flags: Mapping[str, Any] | None = None) -> Config:
+    """The settings in force. `flags` are `section.key` to value. Raises NotFound or BadInput naming the setting."""
+    merged = _read(path)
+    for section, keys in _settings().items():
+        for key, kind in keys.items():
+            variable = f"AIGEN_{section}_{key}".upper()
+            if variable in environment:
+                merged.setdefault(section, {})[key] = _parse(variable, environment[variable], kind)
+    for name, value in (flags or {}).items():
+        section, key = name.split(".")
+        merged.setdefault(section, {})[key] = value
+    try:
+        config = msgspec.convert(merged, Config)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{path}: {error}") from error
+    _check(path, config)
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotFound(f"no {path}: set the node up with `aigen init`") from error
+    if len(data) > CONFIG_BYTES_MAX:
+        raise BadInput(f"{path} has {len(data)} bytes, at most {CONFIG_BYTES_MAX} are read")
+    try:
+        return tomllib.loads(data.decode())
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadInput(f"{path} is not TOML: {error}") from error
+
+
+def _settings() -> dict[str, dict[str, Any]]:
+    """Section to key to type."""
+    return {
+        section.name: {field.name: field.type for field in msgspec.structs.fields(section.type)}
+        for section in msgspec.structs.fields(Config)
+    }
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    if kind is int or kind is float:
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise BadInput(f"{variable} is {text!r}: a number is expected") from error
+    if kind == tuple[str, ...]:
+        return [part.strip() for part in text.split(",") if part.strip()]
+    return text
+
+
+def _check(path: Path, config: Config) -> None:
+    ports = {
+        "rpc.port": config.rpc.port,
+        "network.control_port": config.network.control_port,
+        "network.data_port": config.network.data_port,
+    }
+    for name, port in ports.items():
+        if not 0 <= port <= 65535:
+            raise BadInput(f"{path}: {name} is {port}, a port is between 1 and 65535 (0: any free one)")
+    positive = {
+        "rpc.body_bytes": config.rpc.body_bytes,
+        "rpc.batch_size": config.rpc.batch_size,
+        "rpc.concurrent_requests": config.rpc.concurrent_requests,
+        "storage.disk_budget": config.storage.disk_budget,
+        "storage.scrub_interval_s": config.storage.scrub_interval_s,
+        "inference.cache_size": config.inference.cache_size,
+    }
+    for name, value in positive.items():
+        if value <= 0:
+            raise BadInput(f"{path}: {name} is {value}, it must be above 0")
+    if config.inference.threads < 0:
+        raise BadInput(f"{path}: inference.threads is {config.inference.threads}, it must be 0 or more")

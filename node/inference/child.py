@@ -1,0 +1,308 @@
+"""One life of the engine process, from the node's side: started, spoken with, ended.
+
+Owns the process, the socket to it and who waits for which reply. Knows no cache policy and no restarts.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from contracts.errors import Busy, Refused
+from node.inference.frames import (
+    HEADER,
+    Cancel,
+    Command,
+    Delta,
+    Failed,
+    Generate,
+    Hello,
+    Load,
+    Loaded,
+    Reply,
+    Unload,
+    Unloaded,
+    body_size,
+    decode_reply,
+    encode,
+    error_of,
+)
+from node.inference.spec import Chunk, Completion
+
+START_TIMEOUT_S = 180.0
+"""Importing torch and transformers takes seconds on a warm machine, more on a cold and busy one."""
+
+STALL_TIMEOUT_S = 900.0
+"""An answer of which nothing comes for this long is given up: a long queue or prompt stays below it."""
+
+COMMANDS_MAX = 1024
+"""Commands on their way to the process at once; it reads them as they come, so few ever wait."""
+
+ENDED = "the engine process ended ({reason}) while it worked on this; it starts again, try once more"
+
+
+@dataclass
+class Counted:
+    """Tokens of all answers so far, over every life of the process."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Answer:
+    """An answer as it comes. Chunks a slow reader has not taken yet are joined, so nothing waits for it."""
+
+    def __init__(self, counted: Counted) -> None:
+        self._counted = counted
+        self._text: list[str] = []
+        self._last: Chunk | None = None
+        self._error: Refused | None = None
+        self._over = False
+        self._news = trio.Event()
+
+    def feed(self, chunk: Chunk) -> None:
+        """The next chunk from the process."""
+        self._text.append(chunk.text)
+        if chunk.finish_reason is not None:
+            assert chunk.usage is not None
+            self._last = chunk
+            self._counted.prompt_tokens += chunk.usage.prompt_tokens
+            self._counted.completion_tokens += chunk.usage.completion_tokens
+        self._news.set()
+
+    def fail(self, error: Refused) -> None:
+        """There will be no more; the error follows what came before it."""
+        self._error = error
+        self._news.set()
+
+    def __aiter__(self) -> "Answer":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """What came since the last call, joined; raises what went wrong."""
+        if self._over:
+            raise StopAsyncIteration
+        with trio.move_on_after(STALL_TIMEOUT_S) as scope:
+            await self._news.wait()
+        if scope.cancelled_caught:
+            self._over = True
+            raise Busy(f"nothing of the answer came for {STALL_TIMEOUT_S:.0f} s; try again later")
+        self._news = trio.Event()
+        text = "".join(self._text)
+        self._text.clear()
+        if self._last is not None:
+            self._over = True
+            return Chunk(text, self._last.finish_reason, self._last.usage)
+        if self._error is not None:
+            if text:
+                self._news.set()
+                return Chunk(text)
+            self._over = True
+            raise self._error
+        return Chunk(text)
+
+    async def collect(self) -> Completion:
+        """The whole answer."""
+        parts = []
+        async for chunk in self:
+            parts.append(chunk.text)
+            if chunk.finish_reason is not None:
+                assert chunk.usage is not None
+                return Completion("".join(parts), chunk.finish_reason, chunk.usage)
+        raise AssertionError("an answer without an end")
+
+
+@dataclass
+class _Waiting:
+    """Somebody waits for the one reply to a load or an unload."""
+
+    done: trio.Event
+    reply: Loaded | Unloaded | None = None
+    error: Refused | None = None
+
+
+class Child:
+    """Call `start`, then `serve` until it returns, then `end`, in one task; the rest from anywhere meanwhile."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stream: trio.SocketStream | None = None
+        self._answers: dict[int, Answer] = {}
+        self._waiting: dict[int, _Waiting] = {}
+        self._commands_in, self._commands_out = trio.open_memory_channel[bytes](COMMANDS_MAX)
+        self._ended: str | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while there is one."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Start the process and hear it say hello."""
+        ours, theirs = socket.socketpair()
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        with theirs:
+            # In this thread on purpose: the kernel ends the child when the thread that started it is gone, and
+            # trio's own way starts it in a worker thread that leaves after ten idle seconds.
+            self._process = subprocess.Popen(  # noqa: ASYNC220
+                [sys.executable, "-P", "-m", "node.inference.process", str(theirs.fileno()), str(self._threads)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                env=_environment(self._threads),
+            )
+        with trio.move_on_after(START_TIMEOUT_S) as scope:
+            reply = await self._receive()
+        if scope.cancelled_caught:
+            raise Busy(f"the engine process did not start within {START_TIMEOUT_S:.0f} s; is the machine overloaded?")
+        if reply is None:
+            raise Busy(f"the engine process did not start ({await self.end()}); its error output is in the node's log")
+        assert isinstance(reply, Hello), reply
+
+    async def serve(self) -> None:
+        """Carry commands and replies until the process ends."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_all)
+            while (reply := await self._receive()) is not None:
+                self._dispatch(reply)
+            nursery.cancel_scope.cancel()
+
+    async def end(self) -> str:
+        """Kill and bury the process; everyone who waits hears of it. Returns how it ended, for a person to read."""
+        if self._ended is not None:
+            return self._ended
+        assert self._process is not None
+        assert self._stream is not None
+        with trio.CancelScope(shield=True):
+            # An end of its own shows as end of file a moment before the process can be waited for.
+            died = self._process.poll() is not None
+            if not died:
+                self._process.kill()
+            await trio.to_thread.run_sync(self._process.wait)
+            await self._stream.aclose()
+        self._ended = _ending(self._process.returncode)
+        error = ENDED.format(reason=self._ended)
+        for answer in self._answers.values():
+            answer.fail(Busy(error))
+        for waiting in self._waiting.values():
+            waiting.error = Busy(error)
+            waiting.done.set()
+        self._answers.clear()
+        self._waiting.clear()
+        return self._ended
+
+    def kill(self) -> None:
+        """It hangs: end it; `serve` returns by itself then."""
+        if self._process is not None:
+            self._process.kill()
+
+    def post(self, command: Command) -> None:
+        """Send without waiting."""
+        try:
+            self._commands_in.send_nowait(encode(command))
+        except trio.WouldBlock:
+            raise Busy(f"{COMMANDS_MAX} commands wait for the engine process; try again later") from None
+
+    async def ask(self, command: Load | Unload) -> Loaded | Unloaded:
+        """Send and wait for the one reply."""
+        if self._ended is not None:
+            raise Busy(ENDED.format(reason=self._ended))
+        waiting = self._waiting[command.request] = _Waiting(trio.Event())
+        try:
+            self.post(command)
+            await waiting.done.wait()
+        finally:
+            self._waiting.pop(command.request, None)
+        if waiting.error is not None:
+            raise waiting.error
+        assert waiting.reply is not None
+        return waiting.reply
+
+    def open_answer(self, command: Generate, counted: Counted) -> Answer:
+        """Ask for an answer; `close_answer` must follow."""
+        self.post(command)
+        answer = self._answers[command.request] = Answer(counted)
+        return answer
+
+    def close_answer(self, number: int) -> None:
+        """Nobody reads it any more; the process stops working on it at its next token."""
+        if self._answers.pop(number, None) is not None and self._ended is None:
+            self.post(Cancel(number))
+
+    def _dispatch(self, reply: Reply) -> None:
+        match reply:
+            case Delta(request, chunk):
+                answer = self._answers.get(request)
+                if answer is not None:
+                    answer.feed(chunk)
+                    if chunk.finish_reason is not None:
+                        del self._answers[request]
+            case Loaded() | Unloaded():
+                if waiting := self._waiting.get(reply.request):
+                    waiting.reply = reply
+                    waiting.done.set()
+            case Failed():
+                if waiting := self._waiting.get(reply.request):
+                    waiting.error = error_of(reply)
+                    waiting.done.set()
+                elif answer := self._answers.pop(reply.request, None):
+                    answer.fail(error_of(reply))
+            case Hello():
+                raise AssertionError("a second hello")
+
+    async def _send_all(self) -> None:
+        assert self._stream is not None
+        async for frame in self._commands_out:
+            try:
+                await self._stream.send_all(frame)
+            except trio.BrokenResourceError:
+                # The process is gone; the reader sees the end of file and tells everyone.
+                await trio.sleep_forever()
+
+    async def _receive(self) -> Reply | None:
+        """The next reply, or None when the process is gone."""
+        header = await self._receive_exactly(HEADER.size)
+        if header is None:
+            return None
+        body = await self._receive_exactly(body_size(header))
+        return None if body is None else decode_reply(body)
+
+    async def _receive_exactly(self, size: int) -> bytes | None:
+        assert self._stream is not None
+        parts = bytearray()
+        while len(parts) < size:
+            try:
+                part = await self._stream.receive_some(size - len(parts))
+            except trio.BrokenResourceError:
+                return None
+            if not part:
+                return None
+            parts += part
+        return bytes(parts)
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """What the process sees: our code first, no secrets of the node, no way out to a hub."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIGEN_")}
+    house = str(Path(__file__).resolve().parents[2])
+    path = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = house if not path else os.pathsep.join((house, path))
+    environment["OMP_NUM_THREADS"] = str(threads)
+    environment["HF_HUB_OFFLINE"] = "1"
+    environment["TRANSFORMERS_OFFLINE"] = "1"
+    environment["TRANSFORMERS_VERBOSITY"] = "error"
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    return environment
+
+
+def _ending(returncode: int) -> str:
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    name = signal.Signals(-returncode).name
+    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name

@@ -1,0 +1,195 @@
+"""What every architecture's decoder shares: the key/value memory, products with one row and with many.
+
+transformers' own forward spends most of a step around the matrix products: it builds masks, concatenates the whole
+key/value memory for each token, and its bf16 attention and norms run many small operations. The decoders here walk the
+same modules with fewer: the residual stream, norms, rotary embedding and attention are fp32 (which torch runs faster on
+a CPU than bf16, and which rounds less), only the products with the weights are in the precision the weights have, and
+the key/value memory is written in place. Knows no sampling and no text.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+STEP_ROWS_MAX = 6
+"""Up to this many prompt tokens, single steps are faster than widening every weight to fp32 once."""
+
+PREFILL_ROWS_MAX = 512
+"""Prompt tokens that go through a layer together; longer prompts take several rounds."""
+
+CAPACITY_STEP = 256
+"""The key/value memory begins and grows in multiples of this many tokens."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of an architecture's attention; `window` 0 is none."""
+
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_size: int
+    context_length: int
+    window: int = 0
+
+
+class KeyValues:
+    """The keys and values of one conversation so far, fp32, written in place and grown by doubling."""
+
+    def __init__(self, shape: Shape, tokens: int) -> None:
+        self._shape = shape
+        self.length = 0
+        self.capacity = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self._resize(tokens)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is allocated."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def reserve(self, tokens: int) -> None:
+        """Room for this many tokens in all."""
+        assert tokens <= self._shape.context_length
+        if tokens > self.capacity:
+            self._resize(max(tokens, 2 * self.capacity))
+
+    def _resize(self, tokens: int) -> None:
+        capacity = min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, self._shape.context_length)
+        self.keys = [self._grown(self.keys, layer, capacity) for layer in range(self._shape.layers)]
+        self.values = [self._grown(self.values, layer, capacity) for layer in range(self._shape.layers)]
+        self.capacity = capacity
+
+    def _grown(self, old: list[torch.Tensor], layer: int, capacity: int) -> torch.Tensor:
+        new = torch.empty((1, self._shape.key_value_heads, capacity, self._shape.head_size), dtype=torch.float32)
+        if old:
+            new[:, :, : self.length] = old[layer][:, :, : self.length]
+        return new
+
+
+class Product:
+    """One weight matrix (with its bias, if any): `row` for a step, `rows` for a prompt. All go in and out in fp32."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, wide: "Wide") -> None:
+        self._weight = weight
+        self._bias = None if bias is None else bias.float()
+        self._wide = wide
+        self._narrow = torch.empty(weight.shape[1], dtype=weight.dtype)
+        wide.fit(weight)
+
+    def row(self, vector: torch.Tensor) -> torch.Tensor:
+        """The product with one vector, in the precision of the weights."""
+        self._narrow.copy_(vector)
+        return self.row_of_narrow(self._narrow)
+
+    def row_of_narrow(self, vector: torch.Tensor) -> torch.Tensor:
+        """The same for a vector that already has the precision of the weights."""
+        result = torch.mv(self._weight, vector)
+        return result if self._bias is None else self._bias + result
+
+    def rows(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The product with many rows, in fp32: bf16 products of many rows are slow on most CPUs."""
+        return functional.linear(matrix, self._wide.of(self._weight), self._bias)
+
+
+class Wide:
+    """One fp32 buffer for all weights, one after the other: a layer at a time, not the model."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._buffer: torch.Tensor | None = None
+
+    def fit(self, weight: torch.Tensor) -> None:
+        """Make sure that it will hold this weight."""
+        if weight.dtype != torch.float32:
+            self._size = max(self._size, weight.numel())
+
+    def of(self, weight: torch.Tensor) -> torch.Tensor:
+        """The weight in fp32, until the next call."""
+        if weight.dtype == torch.float32:
+            return weight
+        if self._buffer is None:
+            self._buffer = torch.empty(self._size, dtype=torch.float32)
+        return self._buffer[: weight.numel()].view(weight.shape).copy_(weight)
+
+    def release(self) -> None:
+        """Give the buffer back until the next prompt."""
+        self._buffer = None
+
+
+class Decoder(ABC):
+    """A model that is fed tokens and says the logits of the next one. One thread uses it."""
+
+    def __init__(self, shape: Shape, precision: torch.dtype) -> None:
+        self.shape = shape
+        self._precision = precision
+        self._wide = Wide()
+        self._scale = 1.0 / math.sqrt(shape.head_size)
+
+    def prefill(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
+        """Feed a prompt; yields now and then so that others get their turn; returns the logits after the last token."""
+        assert tokens
+        memory.reserve(memory.length + len(tokens))
+        if self._precision == torch.float32 or len(tokens) > STEP_ROWS_MAX:
+            hidden = None
+            for start in range(0, len(tokens), PREFILL_ROWS_MAX):
+                hidden = yield from self._rows(tokens[start : start + PREFILL_ROWS_MAX], memory)
+            self._wide.release()
+            assert hidden is not None
+            return self._logits(hidden)
+        for token in tokens[:-1]:
+            self._row(token, memory)
+            yield
+        return self.step(tokens[-1], memory)
+
+    def step(self, token: int, memory: KeyValues) -> torch.Tensor:
+        """Feed one token; the logits after it."""
+        memory.reserve(memory.length + 1)
+        return self._logits(self._row(token, memory))
+
+    @abstractmethod
+    def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
+        """One token through all layers; the hidden vector, not yet normed."""
+
+    @abstractmethod
+    def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
+        """Many tokens, yielding after each layer; the hidden vector of the last."""
+
+    @abstractmethod
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """From the last hidden vector to one number for each token of the vocabulary."""
+
+    def _attend_row(self, query: torch.Tensor, layer: int, memory: KeyValues) -> torch.Tensor:
+        """Attention of one token (1, heads, 1, head_size), whose key and value are in place; a flat vector."""
+        end = memory.length + 1
+        start = max(0, end - self.shape.window) if self.shape.window else 0
+        keys = memory.keys[layer][:, :, start:end]
+        values = memory.values[layer][:, :, start:end]
+        return functional.scaled_dot_product_attention(query, keys, values, scale=self._scale, enable_gqa=True).view(-1)
+
+    def _attend_rows(self, query: torch.Tensor, layer: int, memory: KeyValues) -> torch.Tensor:
+        """Attention of many tokens (1, heads, rows, head_size); a matrix of one row each."""
+        rows = query.shape[2]
+        end = memory.length + rows
+        keys = memory.keys[layer][:, :, :end]
+        values = memory.values[layer][:, :, :end]
+        plain = memory.length == 0 and not 0 < self.shape.window < end
+        mask = None if plain else self._mask(memory.length, rows)
+        result = functional.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, is_causal=plain, scale=self._scale, enable_gqa=True
+        )
+        return result.transpose(1, 2).reshape(rows, -1)
+
+    def _mask(self, before: int, rows: int) -> torch.Tensor:
+        """Which tokens each row may look at: those before it and itself, no further back than the window."""
+        row = torch.arange(before, before + rows)[:, None]
+        column = torch.arange(before + rows)[None, :]
+        mask = column <= row
+        if self.shape.window:
+            mask &= row - column < self.shape.window
+        return mask

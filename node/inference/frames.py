@@ -1,0 +1,132 @@
+"""The language between the node and its engine process: commands down, replies up, one length-prefixed msgpack frame each.
+
+Owns the frame format and its limit. Knows nothing of how either side acts on a frame.
+"""
+
+import struct
+
+import msgspec
+
+from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NoSpace, NotAllowed, NotFound, Refused
+from node.inference.spec import Chunk, LoadedModel, ModelSpec, Parameters, Prompt
+
+FRAME_BYTES_MAX = 32 << 20
+"""One frame: a prompt of the largest size with every character four bytes, or a spec with every shard, and room to spare."""
+
+HEADER = struct.Struct(">I")
+"""The length that goes before each frame."""
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Map the model's shards and make it ready."""
+
+    request: int
+    spec: ModelSpec
+
+
+class Unload(msgspec.Struct, frozen=True, tag=True):
+    """Give the model's memory back; unknown keys are fine."""
+
+    request: int
+    key: str
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Answer a prompt, chunk by chunk."""
+
+    request: int
+    key: str
+    prompt: Prompt
+    parameters: Parameters
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Nobody waits for this answer any more."""
+
+    request: int
+
+
+Command = Load | Unload | Generate | Cancel
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The process is up: torch is imported and its threads are set."""
+
+    pid: int
+    threads: int
+    torch: str
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True):
+    """The model is ready."""
+
+    request: int
+    model: LoadedModel
+
+
+class Unloaded(msgspec.Struct, frozen=True, tag=True):
+    """The memory is back; `leaked` tensors still hold theirs (a bug worth a line in the log)."""
+
+    request: int
+    leaked: int
+
+
+class Delta(msgspec.Struct, frozen=True, tag=True):
+    """The next chunk of an answer."""
+
+    request: int
+    chunk: Chunk
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The command was refused; the code names the kind of error."""
+
+    request: int
+    code: int
+    message: str
+
+
+Reply = Hello | Loaded | Unloaded | Delta | Failed
+
+_KINDS: dict[int, type[Refused]] = {
+    kind.code: kind
+    for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)
+}
+_encoder = msgspec.msgpack.Encoder()
+_commands = msgspec.msgpack.Decoder(Command)
+_replies = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(frame: Command | Reply) -> bytes:
+    """The frame with its length before it."""
+    body = _encoder.encode(frame)
+    if len(body) > FRAME_BYTES_MAX:
+        raise BadInput(f"the request has {len(body)} bytes for the engine; at most {FRAME_BYTES_MAX} are taken")
+    return HEADER.pack(len(body)) + body
+
+
+def decode_command(body: bytes) -> Command:
+    """What the node wants; anything else is a bug on our own side."""
+    return _commands.decode(body)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """What the engine says."""
+    return _replies.decode(body)
+
+
+def body_size(header: bytes) -> int:
+    """The size of the body that follows this header."""
+    (size,) = HEADER.unpack(header)
+    assert size <= FRAME_BYTES_MAX, f"a frame of {size} bytes"
+    return int(size)
+
+
+def failed(request: int, error: Refused) -> Failed:
+    """An expected error, ready to travel."""
+    return Failed(request, error.code, str(error))
+
+
+def error_of(failure: Failed) -> Refused:
+    """The error that travelled, as its own kind again."""
+    return _KINDS.get(failure.code, Refused)(failure.message)

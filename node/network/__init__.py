@@ -1,0 +1,1 @@
+"""The network room: identity, peers and block sync (control plane), serving and fetching pieces (data plane)."""

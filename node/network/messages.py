@@ -1,0 +1,114 @@
+"""What nodes say to each other on the control plane (`/aigen/sync/1`): one request and one answer per stream.
+
+Every request names the sender's genesis hash, so nodes of different networks never exchange anything but that fact.
+Sizes and counts are part of the types: decoding refuses what is over them. Knows no sockets.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from contracts.errors import BadPeer
+from node.network.addresses import ENDPOINT_CHARS_MAX
+
+BLOCKS_MAX: Final = 256
+"""Blocks in one answer."""
+BLOCKS_BYTES_MAX: Final = 1 << 20
+"""What an answer's blocks may add up to, unless it is a single block: little, so that slow links meet the deadline."""
+TRANSACTIONS_MAX: Final = 64
+TRANSACTIONS_BYTES_MAX: Final = 1 << 20
+LONG_POLL_S_MAX: Final = 30.0
+REQUEST_BYTES_MAX: Final = 2 << 20
+ANSWER_BYTES_MAX: Final = 5 << 20
+"""One block of the largest size (4 MiB, ledger.block) with its framing."""
+REASON_CHARS_MAX: Final = 512
+
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Endpoint = Annotated[str, Meta(max_length=ENDPOINT_CHARS_MAX)]
+Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
+
+
+class Hello(Struct, frozen=True, tag=True):
+    """The first request on a connection: which network, how far, where pieces are served."""
+
+    genesis_hash: Hash
+    chain_id: Number
+    head_number: Number
+    data_endpoint: Endpoint | None
+
+
+class GetBlocks(Struct, frozen=True, tag=True):
+    """Sealed blocks from `start` on. While there are none, the answer may take up to `wait_s`."""
+
+    genesis_hash: Hash
+    start: Annotated[int, Meta(ge=1, le=2**63 - 1)]
+    count: Annotated[int, Meta(ge=1, le=BLOCKS_MAX)]
+    wait_s: Annotated[float, Meta(ge=0, le=LONG_POLL_S_MAX)]
+
+
+class SubmitTransactions(Struct, frozen=True, tag=True):
+    """Raw signed transactions for the pool."""
+
+    genesis_hash: Hash
+    transactions: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=TRANSACTIONS_MAX)]
+
+
+Request = Hello | GetBlocks | SubmitTransactions
+
+
+class Welcome(Struct, frozen=True, tag=True):
+    """The answer to Hello."""
+
+    head_number: Number
+    data_endpoint: Endpoint | None
+
+
+class Blocks(Struct, frozen=True, tag=True):
+    """The answer to GetBlocks; `head_number` is the sender's head when it answered."""
+
+    head_number: Number
+    blocks: Annotated[tuple[bytes, ...], Meta(max_length=BLOCKS_MAX)]
+
+
+class Submitted(Struct, frozen=True, tag=True):
+    """The answer to SubmitTransactions: for each why it was refused, or an empty string."""
+
+    refusals: Annotated[tuple[Reason, ...], Meta(max_length=TRANSACTIONS_MAX)]
+
+
+class TurnedAway(Struct, frozen=True, tag=True):
+    """Instead of an answer: why the peer does not get one."""
+
+    reason: Reason
+
+
+Answer = Welcome | Blocks | Submitted | TurnedAway
+
+_requests = msgspec.msgpack.Decoder(Request)
+_answers = msgspec.msgpack.Decoder(Answer)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Request | Answer) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    try:
+        return _requests.decode(data)
+    except msgspec.MsgspecError as error:
+        raise BadPeer(f"a request of {len(data)} bytes that is none: {error}") from None
+
+
+def decode_answer(data: bytes) -> Answer:
+    try:
+        return _answers.decode(data)
+    except msgspec.MsgspecError as error:
+        raise BadPeer(f"an answer of {len(data)} bytes that is none: {error}") from None
+
+
+def shorten(reason: str) -> str:
+    """`reason` cut to what a message may carry."""
+    return reason if len(reason) <= REASON_CHARS_MAX else reason[: REASON_CHARS_MAX - 3] + "..."

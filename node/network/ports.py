@@ -1,0 +1,43 @@
+"""What this room needs from its neighbours, said as Protocols so that it can be tested without them."""
+
+from typing import Protocol
+
+from contracts.types import TransactionHash
+
+
+class HeadPort(Protocol):
+    """The newest final block."""
+
+    @property
+    def number(self) -> int: ...
+
+
+class LedgerPort(Protocol):
+    """The part of `ledger.ledger.Ledger` that moving blocks and transactions needs."""
+
+    @property
+    def genesis_hash(self) -> bytes: ...
+
+    @property
+    def chain_id(self) -> int: ...
+
+    @property
+    def head(self) -> HeadPort: ...
+
+    async def wait_head(self, after: int) -> HeadPort: ...
+
+    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]: ...
+
+    async def import_sealed(self, data: bytes) -> None: ...
+
+    async def submit(self, raw: bytes) -> TransactionHash: ...
+
+    def pending(self) -> list[bytes]: ...
+
+    async def wait_pending(self, after: int) -> int: ...
+
+
+class StartedPort(Protocol):
+    """trio's TaskStatus, for a task that reports the port it listens on."""
+
+    def started(self, value: int, /) -> None: ...

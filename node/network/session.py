@@ -1,0 +1,166 @@
+"""One connected peer: greet it, pull blocks from it, forward transactions to it.
+
+Knows the messages and the ledger; not how connections are made (`control` does) nor what happens to a peer that
+misbehaves: that is raised as BadPeer and judged by the caller.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from contracts.errors import BadInput, BadPeer, NotAllowed
+from contracts.types import NodeId
+from node.network.addresses import DataAddress, parse_data
+from node.network.messages import (
+    BLOCKS_BYTES_MAX,
+    BLOCKS_MAX,
+    LONG_POLL_S_MAX,
+    Answer,
+    Blocks,
+    GetBlocks,
+    Hello,
+    Request,
+    Submitted,
+    SubmitTransactions,
+    TurnedAway,
+    Welcome,
+)
+from node.network.outbox import Outbox
+from node.network.ports import LedgerPort
+
+log = logging.getLogger(__name__)
+
+EMPTY_ANSWER_PAUSE_S: Final = 1.0
+"""An answer without blocks normally takes the whole long poll; a peer that answers sooner is not asked more often."""
+
+Ask = Callable[[Request, float], Awaitable[Answer]]
+"""Sends a request to the peer and returns its answer; the number is how long the peer may wait before answering."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncLimits:
+    """Waits of the control plane; tests shorten them."""
+
+    long_poll_s: float = 20.0
+    answer_s_max: float = 30.0
+    redial_s_max: float = 5.0
+    """How soon a changed list of members is noticed."""
+
+
+class Session:
+    """The conversation with one connected peer. `catching_up` is shared by all sessions of a node."""
+
+    def __init__(
+        self, node_id: NodeId, ledger: LedgerPort, ask: Ask, catching_up: trio.Lock, long_poll_s: float
+    ) -> None:
+        assert 0 < long_poll_s <= LONG_POLL_S_MAX
+        self.node_id = node_id
+        self.head_number = 0
+        self.data_address: DataAddress | None = None
+        self.is_welcome = False
+        self.offence = ""
+        """How one of the peer's requests broke the protocol, once one did."""
+        self.mismatch = ""
+        """Why the peer is of another network, once one of its requests showed it."""
+        self.blocks_received = 0
+        self.transactions_sent = 0
+        self.outbox = Outbox()
+        self.scope = trio.CancelScope()
+        self._ledger = ledger
+        self._ask = ask
+        self._catching_up = catching_up
+        self._long_poll_s = long_poll_s
+
+    async def greet(self, data_endpoint: str | None) -> None:
+        """Say hello. NotAllowed with the peer's reason when it turns us away."""
+        ledger = self._ledger
+        hello = Hello(ledger.genesis_hash, ledger.chain_id, ledger.head.number, data_endpoint)
+        answer = await self._request(hello, 0)
+        if not isinstance(answer, Welcome):
+            raise BadPeer(f"answered Hello with {type(answer).__name__}")
+        self.learn(answer.head_number, answer.data_endpoint)
+        self.is_welcome = True
+
+    def learn(self, head_number: int, data_endpoint: str | None) -> None:
+        """Take in what the peer says about itself."""
+        self.head_number = head_number
+        if data_endpoint is not None:
+            try:
+                self.data_address = parse_data(data_endpoint)
+            except BadInput as error:
+                raise BadPeer(f"its data endpoint: {error}") from None
+
+    async def pull(self) -> None:
+        """Import what the peer has and we lack, for as long as it runs.
+
+        While the peer is known to be ahead, one session at a time downloads, so that a node that catches up does not
+        fetch the chain once from every peer; each batch gives the others their turn. At the head every session holds
+        a long poll, so a new block arrives by whichever path is fastest.
+        """
+        ledger = self._ledger
+        while True:
+            if self.head_number > ledger.head.number:
+                async with self._catching_up:
+                    if self.head_number > ledger.head.number and not await self._pull_once(0):
+                        raise BadPeer(f"says its head is {self.head_number}, but has no block {ledger.head.number + 1}")
+                continue
+            asked = trio.current_time()
+            if not await self._pull_once(self._long_poll_s):
+                await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
+
+    async def _pull_once(self, wait_s: float) -> bool:
+        """Ask for the blocks after our head and import them; whether the peer is as far as it said."""
+        ledger = self._ledger
+        start = ledger.head.number + 1
+        answer = await self._request(GetBlocks(ledger.genesis_hash, start, BLOCKS_MAX, wait_s), wait_s)
+        if not isinstance(answer, Blocks):
+            raise BadPeer(f"answered GetBlocks with {type(answer).__name__}")
+        self.head_number = answer.head_number
+        for data in answer.blocks:
+            await ledger.import_sealed(data)
+            self.blocks_received += 1
+        expected = start + len(answer.blocks) - 1
+        if ledger.head.number < expected:
+            raise BadPeer(
+                f"sent {len(answer.blocks)} blocks for {start} to {expected}; they end at {ledger.head.number}"
+            )
+        return bool(answer.blocks) or answer.head_number < start
+
+    async def forward(self) -> None:
+        """Send the peer what is in the pool, now and as it comes, for as long as it runs."""
+        ledger = self._ledger
+        sequence = 0
+        while True:
+            with trio.move_on_at(self.outbox.next_due()):
+                sequence = await ledger.wait_pending(sequence)
+            while batch := self.outbox.take(ledger.pending(), trio.current_time()):
+                answer = await self._request(SubmitTransactions(ledger.genesis_hash, tuple(batch)), 0)
+                if not isinstance(answer, Submitted) or len(answer.refusals) != len(batch):
+                    raise BadPeer(f"answered {len(batch)} transactions with {type(answer).__name__}")
+                self.transactions_sent += len(batch)
+                for reason in filter(None, answer.refusals):
+                    log.debug("%s refused a transaction: %s", self.node_id, reason)
+
+    async def answer_blocks(self, request: GetBlocks) -> Blocks:
+        """Serve the peer's own pull."""
+        ledger = self._ledger
+        if ledger.head.number < request.start:
+            with trio.move_on_after(request.wait_s):
+                await ledger.wait_head(request.start - 1)
+        head_number = ledger.head.number
+        blocks = await trio.to_thread.run_sync(ledger.sealed_blocks, request.start, request.count, BLOCKS_BYTES_MAX)
+        return Blocks(max(head_number, self._last(request, blocks)), tuple(blocks))
+
+    @staticmethod
+    def _last(request: GetBlocks, blocks: list[bytes]) -> int:
+        """The number of the last block served: the head may have moved since it was read."""
+        return request.start + len(blocks) - 1
+
+    async def _request(self, request: Request, wait_s: float) -> Answer:
+        answer = await self._ask(request, wait_s)
+        if isinstance(answer, TurnedAway):
+            raise NotAllowed(f"{self.node_id} turned us away: {answer.reason}")
+        return answer

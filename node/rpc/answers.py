@@ -1,0 +1,73 @@
+"""Values of the node as JSON: a struct becomes an object with the same names, bytes become 0x-hex. Knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from node.inference.spec import Completion
+from node.rpc.port import ModelInfo, ShardInfo
+
+
+def answer(value: object) -> Any:
+    """Plain JSON of a value made of structs, mappings, sequences, bytes and scalars."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case bytes():
+            return f"0x{value.hex()}"
+        case msgspec.Struct():
+            return {name: answer(getattr(value, name)) for name in value.__struct_fields__}
+        case Mapping():
+            return {str(name): answer(item) for name, item in value.items()}
+        case tuple() | list():
+            return [answer(item) for item in value]
+    raise AssertionError(f"{type(value).__name__} has no JSON form")
+
+
+def model_summary(model: ModelInfo) -> dict[str, Any]:
+    """A model without its shard hashes: a list of models stays short."""
+    content: dict[str, Any] = answer(model)
+    del content["shard_hashes"]
+    return content
+
+
+def model_in_full(model: ModelInfo) -> dict[str, Any]:
+    """A model with each of its shards under the words of DESIGN section 2."""
+    content = model_summary(model)
+    content["shards"] = [
+        {
+            "shard_index": index,
+            "total_shards": model.shard_count,
+            "shard_hash": answer(shard_hash),
+            "size": min(model.shard_size, model.total_size - index * model.shard_size),
+        }
+        for index, shard_hash in enumerate(model.shard_hashes)
+    ]
+    return content
+
+
+def locations(model: ModelInfo, shards: tuple[ShardInfo, ...], redundancy: int) -> dict[str, Any]:
+    return {
+        "model_id": model.model_id,
+        "version": model.version,
+        "total_shards": model.shard_count,
+        "redundancy": redundancy,
+        "shards": answer(shards),
+    }
+
+
+def completion(model: ModelInfo, done: Completion) -> dict[str, Any]:
+    return {
+        "model_id": model.model_id,
+        "version": model.version,
+        "message": {"role": "assistant", "content": done.text},
+        "finish_reason": done.finish_reason,
+        "usage": {
+            "prompt_tokens": done.usage.prompt_tokens,
+            "completion_tokens": done.usage.completion_tokens,
+            "total_tokens": done.usage.total_tokens,
+        },
+    }

@@ -1,0 +1,264 @@
+"""The routes: `POST /` takes JSON-RPC, `GET /health` says whether this node is ready. Knows no sockets.
+
+A JSON-RPC answer has status 200, whatever it says, and a call without one (notifications) 204. Other statuses are for
+what is refused before it is JSON-RPC; their body is an error object too, with a null id. A single call of a streaming
+method with `"stream": true` is answered as server-sent events: each `data:` line a notification, the last the response.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from contracts.errors import BadInput, Busy, NotAllowed, NotFound, Refused
+from node.rpc import jsonrpc
+from node.rpc.answers import answer
+from node.rpc.caller import Caller, identify
+from node.rpc.guard import Receive, Scope, Send
+from node.rpc.jsonrpc import Batch, Call, Dispatcher
+from node.rpc.limits import RpcLimits
+from node.rpc.methods import STREAMING, Context, Notify
+from node.rpc.port import NodePort
+
+logger = logging.getLogger("aigen.rpc")
+
+MEDIA_TYPES = frozenset({"application/json", "application/json-rpc", "application/jsonrequest"})
+"""What JSON-RPC is sent as. None of them is what an HTML form can send, so a form cannot reach a method."""
+
+STREAM_HEADERS = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
+KEEP_ALIVE_COMMENT = b": waiting\n\n"
+
+RETRY_AFTER_S = 1
+
+Work = Callable[[], Awaitable[None]]
+
+
+class RpcApp:
+    """The application's state: the node, the methods and who is being answered."""
+
+    def __init__(
+        self, node: NodePort, dispatcher: Dispatcher, limits: RpcLimits, loopback: bool, clock: Callable[[], float]
+    ) -> None:
+        self._node = node
+        self._dispatcher = dispatcher
+        self._limits = limits
+        self._loopback = loopback
+        self._clock = clock
+        self._turns = trio.Semaphore(limits.concurrent_requests)
+        self.requests_done = 0
+        self.requests_refused = 0
+
+    @property
+    def requests_active(self) -> int:
+        return self._limits.concurrent_requests - self._turns.value
+
+    def asgi(self) -> Starlette:
+        return Starlette(
+            routes=[Route("/", self.rpc, methods=["POST"]), Route("/health", self.health, methods=["GET"])],
+            exception_handlers={HTTPException: _on_http_exception, Turned: self._on_turned},
+        )
+
+    async def health(self, _request: Request) -> Response:
+        """Outside the limit on requests: whoever watches the node gets an answer when it is busy."""
+        health = self._node.health()
+        return Response(jsonrpc.encode(answer(health)), 200 if health.ready else 503, media_type="application/json")
+
+    async def rpc(self, request: Request) -> Response:
+        """Decode what is asked and by whom; the response object does the work while it watches the client."""
+        self._check_media_type(request)
+        caller = self._identify(request)
+        incoming = jsonrpc.parse(await self._body(request), self._limits.batch_size)
+        if isinstance(incoming, dict):
+            return _json(incoming)
+        return RpcResponse(self, incoming, caller)
+
+    def _check_media_type(self, request: Request) -> None:
+        kind, _, rest = request.headers.get("content-type", "").partition(";")
+        charset = rest.partition("charset=")[2].strip().strip('"').lower()
+        if kind.strip().lower() not in MEDIA_TYPES or charset not in {"", "utf-8"}:
+            given = request.headers.get("content-type", "")[:100]
+            raise Turned(
+                415, BadInput(f"the content-type is {given!r}: send JSON with `content-type: application/json`")
+            )
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Turned(415, BadInput("the body is compressed: send it as it is"))
+
+    def _identify(self, request: Request) -> Caller:
+        try:
+            return identify(self._node, request.headers, self._loopback, self._clock())
+        except NotAllowed as refusal:
+            raise Turned(401, refusal, {"www-authenticate": "Bearer"}) from refusal
+
+    async def _body(self, request: Request) -> bytes:
+        bound = self._limits.body_bytes
+        declared = request.headers.get("content-length", "0")
+        if int(declared) > bound:
+            raise _too_large(bound)
+        body = bytearray()
+        with trio.move_on_after(self._limits.read_timeout_s) as scope:
+            async for part in request.stream():
+                body += part
+                if len(body) > bound:
+                    raise _too_large(bound)
+        if scope.cancelled_caught:
+            bound_s = self._limits.read_timeout_s
+            raise Turned(
+                408, Busy(f"{len(body)} bytes of the body arrived within {bound_s:g} s, not all: send it again")
+            )
+        return bytes(body)
+
+    async def take_turn(self) -> bool:
+        """Wait a while to be one of those worked on; False: too many are."""
+        with trio.move_on_after(self._limits.turn_timeout_s):
+            await self._turns.acquire()
+            return True
+        self.requests_refused += 1
+        return False
+
+    def end_turn(self) -> None:
+        self.requests_done += 1
+        self._turns.release()
+
+    async def answer(self, incoming: Call | Batch, caller: Caller, notify: Notify | None) -> bytes | None:
+        """The bytes of the JSON-RPC answer; None when there is none."""
+        context = Context(caller, notify)
+        content: Any
+        if isinstance(incoming, Batch):
+            content = await self._dispatcher.answer_batch(incoming, context)
+        else:
+            content = await self._dispatcher.answer_call(incoming, context)
+        return None if content is None else jsonrpc.encode(content)
+
+    @property
+    def limits(self) -> RpcLimits:
+        return self._limits
+
+    async def _on_turned(self, _request: Request, error: Exception) -> Response:
+        assert isinstance(error, Turned)
+        self.requests_refused += 1
+        return _json(jsonrpc.error_answer(error.refusal.code, str(error.refusal)), error.status, error.headers)
+
+
+class Turned(Exception):
+    """A request refused before it was JSON-RPC, with the HTTP status that says so."""
+
+    def __init__(self, status: int, refusal: Refused, headers: dict[str, str] | None = None) -> None:
+        super().__init__(str(refusal))
+        self.status = status
+        self.refusal = refusal
+        self.headers = headers
+
+
+class RpcResponse(Response):
+    """Runs a call or a batch and sends its answer; stops at once when the client leaves."""
+
+    def __init__(self, app: RpcApp, incoming: Call | Batch, caller: Caller) -> None:
+        super().__init__()
+        self._app = app
+        self._incoming = incoming
+        self._caller = caller
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def work() -> None:
+            if not await self._app.take_turn():
+                await _busy(self._app.limits)(scope, receive, send)
+                return
+            try:
+                if wants_stream(self._incoming):
+                    await self._stream(send)
+                else:
+                    body = await self._app.answer(self._incoming, self._caller, None)
+                    response = Response(status_code=204) if body is None else _json_bytes(body)
+                    await response(scope, receive, send)
+            finally:
+                self._app.end_turn()
+
+        await _until_gone(work, receive)
+
+    async def _stream(self, send: Send) -> None:
+        """Server-sent events: notifications as they come, the response at the end, comments while there is nothing."""
+        headers = [(name.encode(), value.encode()) for name, value in STREAM_HEADERS.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        one_at_a_time = trio.Lock()
+
+        async def write(data: bytes, more: bool = True) -> None:
+            async with one_at_a_time:
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        async def notify(method: str, params: dict[str, Any]) -> None:
+            await write(_event(jsonrpc.notification(method, params)))
+
+        async def keep_alive() -> None:
+            while True:
+                await trio.sleep(self._app.limits.keep_alive_s)
+                await write(KEEP_ALIVE_COMMENT)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_alive)
+            body = await self._app.answer(self._incoming, self._caller, notify)
+            nursery.cancel_scope.cancel()
+        assert body is not None, "only calls with an id are streamed"
+        await write(_event(body), more=False)
+
+
+def wants_stream(incoming: Call | Batch) -> bool:
+    """Whether the answer is to be a stream: one call, with an id, of a streaming method, that says so by name."""
+    return (
+        isinstance(incoming, Call)
+        and not incoming.is_notification
+        and incoming.method in STREAMING
+        and incoming.named_params.get("stream") is True
+    )
+
+
+async def _until_gone(work: Work, receive: Receive) -> None:
+    """Run `work`; cancel it when the client closes the connection."""
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await work()
+        nursery.cancel_scope.cancel()
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def _json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+def _json(content: jsonrpc.Answer, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return _json_bytes(jsonrpc.encode(content), status, headers)
+
+
+def _too_large(bound: int) -> Turned:
+    return Turned(413, BadInput(f"the body is larger than {bound} bytes (rpc.body_bytes): send less at once"))
+
+
+def _busy(limits: RpcLimits) -> Response:
+    line = f"{limits.concurrent_requests} requests are being answered already (rpc.concurrent_requests): try again in a moment"
+    return _json(jsonrpc.error_answer(Busy.code, line), 503, {"retry-after": str(RETRY_AFTER_S)})
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """What the router refuses: an unknown path, or a known one with another verb."""
+    assert isinstance(error, HTTPException)
+    asked = f"{request.method} {request.url.path[:100]}"
+    refusal: Refused = NotFound(f"nothing answers {asked}: JSON-RPC is POST /, readiness is GET /health")
+    if error.status_code != 404:
+        refusal = BadInput(f"{asked} is not taken: JSON-RPC is POST /, readiness is GET /health")
+    return _json(jsonrpc.error_answer(refusal.code, str(refusal)), error.status_code, dict(error.headers or {}))

@@ -1,0 +1,353 @@
+"""The JSON-RPC methods: decode, validate, act, answer. Knows the node through its port, and no HTTP.
+
+Reads of the public ledger are open. Whatever uses this node's resources or keys needs to know who asks (`caller`):
+a known account is enrolled or holds a tier. A signed transaction says itself who sends it, so handing one in is open.
+
+| method                | params (in this order)                        | who may ask                             |
+|-----------------------|-----------------------------------------------|-----------------------------------------|
+| health                |                                               | anyone                                  |
+| listModels            |                                               | anyone                                  |
+| getModelInfo          | model_id, version?                            | anyone                                  |
+| getShardLocations     | model_id, version?, shard_index?              | anyone                                  |
+| listNodes             |                                               | anyone                                  |
+| getAccount            | account? (the caller's)                       | anyone                                  |
+| getTier               | account? (the caller's)                       | anyone                                  |
+| getTransactionReceipt | transaction_hash                              | anyone                                  |
+| getBlock              | number? or hash? (the head)                   | anyone                                  |
+| getChainInfo          |                                               | anyone                                  |
+| sendRawTransaction    | transaction                                   | anyone; the ledger judges the signer    |
+| registerModel         | transaction                                   | anyone; the signer is an admin          |
+| setCoreModel          | transaction                                   | anyone; the signer is an admin          |
+| getNodeInfo           |                                               | a known account                         |
+| getLoadState          | model_id, version?                            | a known account                         |
+| listShards            | model_id?                                     | a known account                         |
+| checkTier             | model_id, version?, account? (the caller's)   | a known account for itself; operator    |
+| chatCompletion        | model_id, messages, version?, max_tokens?,    | an account whose tier allows the model, |
+|                       | temperature?, top_p?, top_k?, seed?, stop?,   | the operator's own too                  |
+|                       | stream?                                       |                                         |
+| loadModel             | model_id, version?, wait?                     | operator; an account whose tier allows  |
+| unloadModel           | model_id, version?                            | operator                                |
+| verifyShards          | model_id?                                     | operator                                |
+
+Without a version the newest that is not retired is meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from jsonrpcserver import Error, Success
+
+from contracts.calls import RegisterModel, SetCoreModel, decode_call
+from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
+from contracts.types import Address, ModelId, Version
+from node.rpc import answers, jsonrpc, params
+from node.rpc.caller import Caller, require_known, require_on_ledger, require_operator
+from node.rpc.port import ChatDelta, Emit, LoadState, ModelInfo, NodePort, SignedTransaction
+
+CHUNK_NOTIFICATION = "chatCompletionChunk"
+"""What a stream sends for each piece of text: params {content}."""
+
+LOAD_NOTIFICATION = "loadProgress"
+"""What a stream sends while the model is being loaded: params as getLoadState answers."""
+
+STREAMING = frozenset({"chatCompletion"})
+"""Methods that take `"stream": true`."""
+
+ORDERED = frozenset({"sendRawTransaction", "registerModel", "setCoreModel"})
+"""Methods whose order within a batch matters: nonces follow one another."""
+
+P = TypeVar("P", bound=params.Params)
+
+Notify = Callable[[str, dict[str, Any]], Awaitable[None]]
+"""Sends a JSON-RPC notification to the asker while its request is under way."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method knows of its request. `notify` is None unless the answer is a stream."""
+
+    caller: Caller
+    notify: Notify | None = None
+
+
+@dataclass(frozen=True)
+class Handler(Generic[P]):
+    """A method: its name, its params and what it does with them."""
+
+    name: str
+    kind: type[P]
+    run: Callable[[NodePort, Context, P], Awaitable[Any]]
+
+
+def table(node: NodePort) -> dict[str, jsonrpc.Method]:
+    """Every method by name, over this node."""
+    return {handler.name: _bound(handler, node) for handler in HANDLERS}
+
+
+def _bound(handler: Handler[Any], node: NodePort) -> jsonrpc.Method:
+    async def method(context: Context, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            decoded = params.decode(handler.name, handler.kind, args, kwargs)
+            return Success(answers.answer(await handler.run(node, context, decoded)))
+        except Refused as refusal:
+            return Error(refusal.code, " ".join(str(refusal).splitlines()))
+
+    return method
+
+
+# Named checks
+
+
+def find_model(node: NodePort, model_id: ModelId, version: Version | None) -> ModelInfo:
+    """The registered model. Raises NotFound."""
+    model = node.model(model_id, version)
+    if model is None:
+        name = (
+            params.shown(model_id) if version is None else f"{params.shown(model_id)} version {params.shown(version)}"
+        )
+        raise NotFound(f"no model {name} is registered here: listModels (`aigen model list`) shows those that are")
+    return model
+
+
+def find_active_model(node: NodePort, model_id: ModelId, version: Version | None) -> ModelInfo:
+    """The registered model, still in service. Raises NotFound or Conflict."""
+    model = find_model(node, model_id, version)
+    if model.retired:
+        raise Conflict(f"{model.model_id} version {model.version} is retired: ask for another version or model")
+    return model
+
+
+async def require_tier(node: NodePort, account: Address, model: ModelInfo) -> None:
+    """Take the decision on the ledger, and raise NotAllowed when it is no."""
+    require_on_ledger(node, account)
+    check = await node.check_tier(account, model.model_id, model.version)
+    if not check.granted:
+        shown = f"0x{account.hex()}"
+        raise NotAllowed(
+            f"{model.model_id} needs tier {check.required} or higher and account {shown} holds {check.held or 'none'} "
+            f"(check 0x{check.transaction_hash.hex()}): an admin runs `aigen tier grant {shown} {check.required}`"
+        )
+
+
+def require_admin(node: NodePort, transaction: SignedTransaction) -> None:
+    """Raise NotAllowed unless an admin signed."""
+    if not node.account(transaction.sender).admin:
+        raise NotAllowed(
+            f"account 0x{transaction.sender.hex()} signed this and is no admin: an admin's key has to sign"
+        )
+
+
+def subject(context: Context, method: str, account: str | None) -> Address:
+    """The account a read is about: the one named, else the caller's. Raises BadInput when there is neither."""
+    if account is not None:
+        return params.address("account", account)
+    if context.caller.account is None:
+        raise BadInput(f'{method} needs {{"account": "0x..."}} when no token says who asks')
+    return context.caller.account
+
+
+# Reads of the ledger
+
+
+async def health(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
+    return node.health()
+
+
+async def list_models(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
+    return {
+        "models": [answers.model_summary(model) for model in node.models()],
+        "catalogue": node.catalogue(),
+    }
+
+
+async def get_model_info(node: NodePort, _context: Context, given: params.ModelParams) -> Any:
+    return answers.model_in_full(find_model(node, given.model_id, given.version))
+
+
+async def get_shard_locations(node: NodePort, _context: Context, given: params.LocationsParams) -> Any:
+    model = find_model(node, given.model_id, given.version)
+    shards = node.shards(model.model_id, model.version)
+    if given.shard_index is not None:
+        if not 0 <= given.shard_index < model.shard_count:
+            raise BadInput(
+                f"shard_index is {given.shard_index}; {model.model_id} version {model.version} has shards 0 to "
+                f"{model.shard_count - 1}"
+            )
+        shards = tuple(shard for shard in shards if shard.shard_index == given.shard_index)
+    return answers.locations(model, shards, node.chain().redundancy)
+
+
+async def list_nodes(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
+    return node.members()
+
+
+async def get_account(node: NodePort, context: Context, given: params.AccountParams) -> Any:
+    return node.account(subject(context, "getAccount", given.account))
+
+
+async def get_tier(node: NodePort, context: Context, given: params.AccountParams) -> Any:
+    info = node.account(subject(context, "getTier", given.account))
+    return {"account": info.account, "tier": info.tier, "until": info.tier_until}
+
+
+async def get_transaction_receipt(node: NodePort, _context: Context, given: params.ReceiptParams) -> Any:
+    return node.receipt(params.transaction_hash("transaction_hash", given.transaction_hash))
+
+
+async def get_block(node: NodePort, _context: Context, given: params.BlockParams) -> Any:
+    if given.number is not None and given.hash is not None:
+        raise BadInput("getBlock takes a number or a hash, both were given; without either it is the head")
+    at = given.number if given.hash is None else params.block_hash("hash", given.hash)
+    block = node.block(at)
+    if block is None:
+        head = node.chain().head_number
+        raise NotFound(f"no block {given.number if given.hash is None else given.hash} here: the head is block {head}")
+    return block
+
+
+async def get_chain_info(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
+    return node.chain()
+
+
+# Signed transactions
+
+
+async def send_raw_transaction(node: NodePort, _context: Context, given: params.TransactionParams) -> Any:
+    raw = params.raw_transaction("transaction", given.transaction)
+    node.decode_transaction(raw)
+    return {"transaction_hash": await node.submit(raw)}
+
+
+async def register_model(node: NodePort, _context: Context, given: params.TransactionParams) -> Any:
+    raw = params.raw_transaction("transaction", given.transaction)
+    transaction = node.decode_transaction(raw)
+    call = decode_call(transaction.to, transaction.data)
+    if not isinstance(call, RegisterModel):
+        raise BadInput(
+            "registerModel takes a signed Models.register call, this transaction is another: sendRawTransaction"
+        )
+    require_admin(node, transaction)
+    if node.model(ModelId(call.model_id), Version(call.version)) is not None:
+        raise Conflict(f"{call.model_id} version {call.version} is registered already: register another version")
+    transaction_hash = await node.submit(raw)
+    return {"transaction_hash": transaction_hash, "model_id": call.model_id, "version": call.version}
+
+
+async def set_core_model(node: NodePort, _context: Context, given: params.TransactionParams) -> Any:
+    raw = params.raw_transaction("transaction", given.transaction)
+    transaction = node.decode_transaction(raw)
+    call = decode_call(transaction.to, transaction.data)
+    if not isinstance(call, SetCoreModel):
+        raise BadInput(
+            "setCoreModel takes a signed Models.set_core call, this transaction is another: sendRawTransaction"
+        )
+    require_admin(node, transaction)
+    model = find_active_model(node, ModelId(call.model_id), Version(call.version))
+    transaction_hash = await node.submit(raw)
+    return {"transaction_hash": transaction_hash, "model_id": model.model_id, "version": model.version}
+
+
+# This node
+
+
+async def get_node_info(node: NodePort, context: Context, _given: params.NoParams) -> Any:
+    require_known(node, context.caller, "getNodeInfo")
+    return node.node_info()
+
+
+async def get_load_state(node: NodePort, context: Context, given: params.ModelParams) -> Any:
+    require_known(node, context.caller, "getLoadState")
+    model = find_model(node, given.model_id, given.version)
+    return node.load_state(model.model_id, model.version)
+
+
+async def list_shards(node: NodePort, context: Context, given: params.HeldParams) -> Any:
+    require_known(node, context.caller, "listShards")
+    if given.model_id is not None:
+        find_model(node, given.model_id, None)
+    return [shard for shard in node.held_shards() if given.model_id in {None, shard.model_id}]
+
+
+async def check_tier(node: NodePort, context: Context, given: params.CheckTierParams) -> Any:
+    asker = require_known(node, context.caller, "checkTier")
+    account = subject(context, "checkTier", given.account)
+    if account != asker:
+        require_operator(context.caller, "checkTier for another account")
+    require_on_ledger(node, account)
+    model = find_active_model(node, given.model_id, given.version)
+    return await node.check_tier(account, model.model_id, model.version)
+
+
+async def load_model(node: NodePort, context: Context, given: params.LoadParams) -> Any:
+    account = require_known(node, context.caller, "loadModel")
+    model = find_active_model(node, given.model_id, given.version)
+    if not context.caller.is_operator:
+        await require_tier(node, account, model)
+    return await node.load_model(model.model_id, model.version, given.wait)
+
+
+async def unload_model(node: NodePort, context: Context, given: params.ModelParams) -> Any:
+    require_operator(context.caller, "unloadModel")
+    model = find_model(node, given.model_id, given.version)
+    return await node.unload_model(model.model_id, model.version)
+
+
+async def verify_shards(node: NodePort, context: Context, given: params.HeldParams) -> Any:
+    require_operator(context.caller, "verifyShards")
+    if given.model_id is not None:
+        find_model(node, given.model_id, None)
+    return await node.verify_shards(given.model_id)
+
+
+async def chat_completion(node: NodePort, context: Context, given: params.ChatParams) -> Any:
+    account = require_known(node, context.caller, "chatCompletion")
+    if given.stream and context.notify is None:
+        raise BadInput("a stream needs a request of its own, with named params and an id: not in a batch")
+    parameters = given.parameters()
+    model = find_active_model(node, given.model_id, given.version)
+    await require_tier(node, account, model)
+    done = await node.chat(
+        account,
+        model.model_id,
+        model.version,
+        messages=given.messages,
+        parameters=parameters,
+        emit=None if context.notify is None else _emitter(context.notify),
+    )
+    return answers.completion(model, done)
+
+
+def _emitter(notify: Notify) -> Emit:
+    async def emit(piece: ChatDelta | LoadState) -> None:
+        name = CHUNK_NOTIFICATION if isinstance(piece, ChatDelta) else LOAD_NOTIFICATION
+        await notify(name, answers.answer(piece))
+
+    return emit
+
+
+HANDLERS: tuple[Handler[Any], ...] = (
+    Handler("health", params.NoParams, health),
+    Handler("listModels", params.NoParams, list_models),
+    Handler("getModelInfo", params.ModelParams, get_model_info),
+    Handler("getShardLocations", params.LocationsParams, get_shard_locations),
+    Handler("listNodes", params.NoParams, list_nodes),
+    Handler("getAccount", params.AccountParams, get_account),
+    Handler("getTier", params.AccountParams, get_tier),
+    Handler("getTransactionReceipt", params.ReceiptParams, get_transaction_receipt),
+    Handler("getBlock", params.BlockParams, get_block),
+    Handler("getChainInfo", params.NoParams, get_chain_info),
+    Handler("sendRawTransaction", params.TransactionParams, send_raw_transaction),
+    Handler("registerModel", params.TransactionParams, register_model),
+    Handler("setCoreModel", params.TransactionParams, set_core_model),
+    Handler("getNodeInfo", params.NoParams, get_node_info),
+    Handler("getLoadState", params.ModelParams, get_load_state),
+    Handler("listShards", params.HeldParams, list_shards),
+    Handler("checkTier", params.CheckTierParams, check_tier),
+    Handler("chatCompletion", params.ChatParams, chat_completion),
+    Handler("loadModel", params.LoadParams, load_model),
+    Handler("unloadModel", params.ModelParams, unload_model),
+    Handler("verifyShards", params.HeldParams, verify_shards),
+)

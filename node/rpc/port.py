@@ -1,0 +1,386 @@
+"""What the RPC room asks of the node, and the frozen values it is answered with.
+
+`NodePort` is the whole of it: startup implements it, tests fake it. The field names are the names of the JSON
+answers (bytes become 0x-hex there), so a value from here is an answer as it stands. Knows no HTTP and no JSON.
+
+Reads are synchronous and come from projections, never from the EVM and never from a peer; only the `async` ones act.
+A method here raises the tree of contracts.errors; everything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
+from node.inference.spec import Completion, Message, Parameters
+
+Backend = Literal["peer", "http", "ipfs"]
+"""How a location is fetched."""
+
+ModelState = Literal["absent", "fetching", "verifying", "loading", "loaded", "unloading", "failed"]
+"""Where this node stands with a model. `absent`: not loaded and nothing under way."""
+
+HealthStatus = Literal["starting", "ready", "stopping"]
+"""Whether this node answers questions yet, or no longer."""
+
+StepState = Literal["waiting", "running", "done", "failed"]
+"""How far one step of the start sequence is."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """A model registered on the ledger. `core` is True for the one designated now."""
+
+    model_id: ModelId
+    version: Version
+    total_size: int
+    shard_size: int
+    shard_count: int
+    shard_hashes: tuple[ShardHash, ...]
+    manifest_hash: ManifestHash
+    minimum_tier: str
+    core: bool
+    architecture: str
+    metadata: str
+    retired: bool
+
+
+class CatalogueEntry(msgspec.Struct, frozen=True):
+    """A model the genesis file names as one to bring; `registered` once any version of it is on the ledger."""
+
+    model_id: ModelId
+    title: str
+    minimum_tier: str
+    approximate_size: int
+    architecture: str
+    parameters: str
+    source: str
+    registered: bool
+
+
+class Location(msgspec.Struct, frozen=True):
+    """Where a shard is held. `node_id` is None for a mirror (backend `http` or `ipfs`)."""
+
+    node_id: NodeId | None
+    backend: Backend
+    uri: str
+
+
+class ShardInfo(msgspec.Struct, frozen=True):
+    """A shard of a model with everyone who announced it. `copies` counts nodes, not mirrors."""
+
+    shard_index: int
+    total_shards: int
+    shard_hash: ShardHash
+    size: int
+    copies: int
+    locations: tuple[Location, ...]
+
+
+class MemberInfo(msgspec.Struct, frozen=True):
+    """A node that joined the network on the ledger."""
+
+    node_id: NodeId
+    operator: Address
+    role: str
+    endpoints: tuple[str, ...]
+    shards_announced: int
+
+
+class AccountInfo(msgspec.Struct, frozen=True):
+    """An account as the ledger sees it now. `tier` is None when none is held or it expired; `nonce` is the next to use.
+
+    The nonce counts the account's transactions in this node's pool too, so that two sent in a row do not collide.
+    """
+
+    account: Address
+    nonce: int
+    enrolled: bool
+    admin: bool
+    authority: bool
+    tier: str | None
+    tier_until: int | None
+
+
+class TierInfo(msgspec.Struct, frozen=True):
+    """A tier the ledger defines; `cache_size` in bytes."""
+
+    name: str
+    rank: int
+    cache_size: int
+
+
+class TierCheck(msgspec.Struct, frozen=True):
+    """A decision recorded on the ledger. `held` is None when the account had no tier; `until` in Unix seconds."""
+
+    account: Address
+    model_id: ModelId
+    version: Version
+    held: str | None
+    required: str
+    granted: bool
+    until: int
+    transaction_hash: TransactionHash
+
+
+class SignedTransaction(msgspec.Struct, frozen=True):
+    """A raw transaction that decoded and carries a good signature for this chain. Its call is not checked yet."""
+
+    transaction_hash: TransactionHash
+    sender: Address
+    nonce: int
+    to: Address
+    data: bytes
+
+
+class EventInfo(msgspec.Struct, frozen=True):
+    """A decoded contract log: `name` as in the contract (`ModelRegistered`), `fields` with the ABI's names."""
+
+    name: str
+    fields: dict[str, object]
+
+
+class ReceiptInfo(msgspec.Struct, frozen=True):
+    """How a final transaction ended. `reason` is None when it succeeded, else why the contract refused."""
+
+    transaction_hash: TransactionHash
+    block_number: int
+    block_hash: bytes
+    sender: Address
+    nonce: int
+    to: Address
+    gas_used: int
+    succeeded: bool
+    reason: str | None
+    events: tuple[EventInfo, ...]
+
+
+class BlockInfo(msgspec.Struct, frozen=True):
+    """A final block. `proposer` is None for block 0; `signers` are the authorities of its certificate."""
+
+    number: int
+    hash: bytes
+    parent_hash: bytes
+    timestamp: int
+    state_root: bytes
+    gas_used: int
+    proposer: Address | None
+    signers: tuple[Address, ...]
+    transactions: tuple[TransactionHash, ...]
+
+
+class ChainInfo(msgspec.Struct, frozen=True):
+    """The ledger this node follows. `contracts` maps each contract's name to its address."""
+
+    name: str
+    chain_id: int
+    genesis_hash: bytes
+    head_number: int
+    head_hash: bytes
+    head_timestamp: int
+    state_root: bytes
+    pending_transactions: int
+    gas_limit: int
+    shard_size: int
+    redundancy: int
+    check_period_s: int
+    admins: tuple[Address, ...]
+    authorities: tuple[Address, ...]
+    tiers: tuple[TierInfo, ...]
+    contracts: dict[str, Address]
+
+
+class LoadState(msgspec.Struct, frozen=True):
+    """Where this node stands with one model. `detail` says why it failed, or what it is doing, in one line.
+
+    `bytes_done` of `bytes_total` count the state it is in: bytes fetched, verified or mapped.
+    """
+
+    model_id: ModelId
+    version: Version
+    state: ModelState
+    pinned: bool
+    bytes_done: int
+    bytes_total: int
+    detail: str
+
+
+class StartStep(msgspec.Struct, frozen=True):
+    """One step of the start sequence (DESIGN section 5)."""
+
+    name: str
+    state: StepState
+    detail: str
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one."""
+
+    node_id: NodeId
+    operator: Address
+    role: str
+    aigen_version: str
+    status: HealthStatus
+    started_at: int
+    core_model: ModelId | None
+    endpoints: tuple[str, ...]
+    peers: tuple[NodeId, ...]
+    disk_budget: int
+    disk_used: int
+    cache_budget: int
+    cache_used: int
+    steps: tuple[StartStep, ...]
+    models: tuple[LoadState, ...]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Enough to know whether to send questions here. `step` names the step of the start sequence under way."""
+
+    status: HealthStatus
+    ready: bool
+    head_number: int
+    step: str
+
+
+class HeldShard(msgspec.Struct, frozen=True):
+    """A shard on this node's disk, whole (`bytes_held` == `size`) or being fetched."""
+
+    shard_hash: ShardHash
+    model_id: ModelId
+    version: Version
+    shard_index: int
+    total_shards: int
+    size: int
+    bytes_held: int
+    announced: bool
+
+
+class ShardCheck(msgspec.Struct, frozen=True):
+    """What re-hashing one held shard found. A shard with bad pieces is no longer served and is fetched again."""
+
+    shard_hash: ShardHash
+    model_id: ModelId
+    version: Version
+    shard_index: int
+    pieces_checked: int
+    bad_pieces: tuple[int, ...]
+
+
+class ChatDelta(msgspec.Struct, frozen=True):
+    """The next piece of an answer's text."""
+
+    content: str
+
+
+Emit = Callable[[ChatDelta | LoadState], Awaitable[None]]
+"""Hands the asker what is ready so far; waits while the asker reads slowly, and is cancelled when it leaves."""
+
+
+class NodePort(Protocol):
+    """The node as the RPC room sees it."""
+
+    @property
+    def chain_id(self) -> int:
+        """The ledger's chain id, which bearer tokens are signed for."""
+        ...
+
+    @property
+    def operator(self) -> Address:
+        """The account this node's operator key belongs to."""
+        ...
+
+    # The ledger, from projections
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every registered (model_id, version), retired ones too, in order of registration."""
+        ...
+
+    def model(self, model_id: ModelId, version: Version | None) -> ModelInfo | None:
+        """One model; without a version the newest that is not retired. None: unknown."""
+        ...
+
+    def catalogue(self) -> tuple[CatalogueEntry, ...]: ...
+
+    def shards(self, model_id: ModelId, version: Version) -> tuple[ShardInfo, ...]:
+        """The shards of a registered model in order, with their locations."""
+        ...
+
+    def members(self) -> tuple[MemberInfo, ...]: ...
+
+    def account(self, account: Address) -> AccountInfo:
+        """Any address has one: an unknown one has nonce 0 and nothing else."""
+        ...
+
+    def chain(self) -> ChainInfo: ...
+
+    def block(self, at: int | bytes | None) -> BlockInfo | None:
+        """A final block by number or hash; the head for None. None: not known here."""
+        ...
+
+    def receipt(self, transaction_hash: TransactionHash) -> ReceiptInfo | None:
+        """None until the transaction is in a final block."""
+        ...
+
+    # This node
+
+    def node_info(self) -> NodeInfo: ...
+
+    def health(self) -> Health: ...
+
+    def load_state(self, model_id: ModelId, version: Version) -> LoadState:
+        """Where this node stands with a registered model; state `absent` when it never touched it."""
+        ...
+
+    def load_states(self) -> tuple[LoadState, ...]:
+        """Every model that is not `absent`."""
+        ...
+
+    def held_shards(self) -> tuple[HeldShard, ...]: ...
+
+    # Acts
+
+    def decode_transaction(self, raw: bytes) -> SignedTransaction:
+        """Decode and check what needs no state: kind, signature, chain id, fees. Raises BadInput."""
+        ...
+
+    async def submit(self, raw: bytes) -> TransactionHash:
+        """Put a transaction into the pool. Raises Refused (bad nonce, not enrolled, pool full); known: its hash."""
+        ...
+
+    async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> TierCheck:
+        """The recorded decision: the one in force for (account, model, version), or one made on the ledger now."""
+        ...
+
+    async def load_model(self, model_id: ModelId, version: Version, wait: bool) -> LoadState:
+        """Begin to fetch, verify and load. Answers at once, or when loaded with `wait` (raising why it failed).
+
+        Cancelling the wait leaves the load going: others may wait for it too.
+        """
+        ...
+
+    async def unload_model(self, model_id: ModelId, version: Version) -> LoadState:
+        """Give the memory back. Raises Conflict for a pinned model or one that is answering."""
+        ...
+
+    async def verify_shards(self, model_id: ModelId | None) -> tuple[ShardCheck, ...]:
+        """Re-hash the held shards now (all, or one model's); what is bad is demoted and fetched again."""
+        ...
+
+    async def chat(
+        self,
+        account: Address,
+        model_id: ModelId,
+        version: Version,
+        *,
+        messages: tuple[Message, ...],
+        parameters: Parameters,
+        emit: Emit | None,
+    ) -> Completion:
+        """Answer a conversation, loading the model first when it is not. The tier was checked by the caller.
+
+        With `emit`, every piece of text goes out as it comes (and LoadState while loading); the returned Completion
+        has the whole text either way. Cancelling stops the generation at the next token.
+        """
+        ...

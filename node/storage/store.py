@@ -1,0 +1,320 @@
+"""The shard store: `shards/` (held), `partial/` (on their way), `manifests/`, `conversions/`, `scratch/`.
+
+Owns the layout and the rule that a file in `shards/` is a shard whose whole SHA-256 matched its name. It keeps no
+state beside the file system, so another process (`aigen model import` beside a running node) may add shards at any
+time. Knows no ledger and no peers. Blocking: call it from a worker thread.
+"""
+
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from contracts.errors import BadInput, Conflict, Corrupt, NoSpace, NotFound
+from contracts.types import PIECE_SIZE, ManifestHash, ShardHash
+from node.storage.files import (
+    ScratchFile,
+    explained,
+    free_bytes,
+    is_regular,
+    open_regular,
+    read_exactly,
+    read_file,
+    scratch_directory,
+    size_text,
+    sweep_scratch,
+    sync_directory,
+    write_file,
+)
+from node.storage.hashing import BLOCK_SIZE, HASH_THREADS, ShardHasher
+from node.storage.manifest import HASH_SIZE, MANIFEST_SIZE_MAX, Manifest, decode, piece_count
+from node.storage.partial import PartialShard
+
+DISK_RESERVE_BYTES = 64 << 20
+"""Left free on the disk by every shard we take in, so that the ledger beside it can still write its blocks."""
+
+_HEX_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class StoreStatistics:
+    """What the store holds, at one moment."""
+
+    shards_held: int
+    shard_bytes: int
+    partial_shards: int
+    partial_bytes: int
+    manifests: int
+    free_bytes: int
+    disk_budget_bytes: int | None
+
+
+class ShardStore:
+    """Shards by their SHA-256 under one directory."""
+
+    def __init__(
+        self, root: Path, disk_budget_bytes: int | None = None, reserve_bytes: int = DISK_RESERVE_BYTES
+    ) -> None:
+        self.root = root
+        self._budget_bytes = disk_budget_bytes
+        self._reserve_bytes = reserve_bytes
+        self._shards = root / "shards"
+        self._partial = root / "partial"
+        self._manifests = root / "manifests"
+        self._conversions = root / "conversions"
+        self._scratch = root / "scratch"
+        self._writers: dict[ShardHash, PartialShard] = {}
+        self._writers_lock = threading.Lock()
+        with explained("creating", root):
+            for directory in (self._shards, self._partial, self._manifests, self._conversions, self._scratch):
+                directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(root)
+            sweep_scratch(self._scratch)
+
+    # --- what is held
+
+    def held(self, shard_hash: ShardHash) -> bool:
+        return is_regular(self._held_path(shard_hash))
+
+    def held_shards(self) -> list[ShardHash]:
+        return [ShardHash(name) for name in _names(self._shards)]
+
+    def path(self, shard_hash: ShardHash) -> Path:
+        """The file of a held shard, to map or to send."""
+        path = self._held_path(shard_hash)
+        if not is_regular(path):
+            raise NotFound(f"shard {shard_hash.hex()} is not held here; fetch it first")
+        return path
+
+    def read_piece(self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None) -> bytes:
+        """One piece of a held shard; with `piece_hash` it is proved before it is handed out."""
+        path = self.path(shard_hash)
+        with explained("reading", path):
+            descriptor = open_regular(path)
+            try:
+                size = os.fstat(descriptor).st_size
+                if not 0 <= index < piece_count(size):
+                    raise NotFound(f"shard {shard_hash.hex()} has {piece_count(size):,} pieces, none is number {index}")
+                data = bytearray(min(PIECE_SIZE, size - index * PIECE_SIZE))
+                count = read_exactly(descriptor, memoryview(data), index * PIECE_SIZE)
+            finally:
+                os.close(descriptor)
+        piece = bytes(data[:count])
+        if piece_hash is not None and sha256(piece).digest() != piece_hash:
+            raise Corrupt(f"piece {index} of shard {path} is damaged on disk; `aigen shard verify` repairs it")
+        return piece
+
+    def verify(self, shard_hash: ShardHash, piece_hashes: bytes) -> list[int]:
+        """Read a held shard once and return the damaged pieces; nothing damaged means its whole SHA-256 fits too."""
+        path = self.path(shard_hash)
+        expected = [piece_hashes[at : at + HASH_SIZE] for at in range(0, len(piece_hashes), HASH_SIZE)]
+        with explained("reading", path), ThreadPoolExecutor(HASH_THREADS) as executor:
+            hasher = ShardHasher(executor)
+            descriptor = open_regular(path)
+            try:
+                buffer = memoryview(bytearray(BLOCK_SIZE))
+                offset = 0
+                # One piece more than expected is looked for: bytes after the end are damage as well.
+                while offset <= len(expected) * PIECE_SIZE:
+                    count = read_exactly(descriptor, buffer, offset)
+                    if count == 0:
+                        break
+                    hasher.update(buffer[:count])
+                    offset += count
+            finally:
+                os.close(descriptor)
+        found = [hasher.pieces()[at : at + HASH_SIZE] for at in range(0, len(hasher.pieces()), HASH_SIZE)]
+        damaged = [index for index, piece in enumerate(expected) if index >= len(found) or found[index] != piece]
+        if not damaged and len(found) > len(expected):
+            damaged = [len(expected) - 1]
+        if not damaged and hasher.digest() != shard_hash:
+            raise BadInput(f"the piece hashes given for shard {shard_hash.hex()} belong to another shard")
+        return damaged
+
+    def demote(self, shard_hash: ShardHash) -> None:
+        """A damaged shard is no longer held; its good pieces stay, so repairing it is an ordinary resume."""
+        source = self.path(shard_hash)
+        with explained("moving", source):
+            os.replace(source, self._partial_path(shard_hash))
+            sync_directory(self._partial)
+            sync_directory(self._shards)
+
+    def remove(self, shard_hash: ShardHash) -> None:
+        """Give a held shard up and free its space."""
+        path = self.path(shard_hash)
+        with explained("removing", path):
+            path.unlink()
+            sync_directory(self._shards)
+
+    # --- taking shards in
+
+    def open_partial(self, shard_hash: ShardHash, size_bytes: int, piece_hashes: bytes) -> PartialShard:
+        """Become the one writer of a shard. Conflict: it is held already. Busy: somebody else writes it."""
+        self._refuse_held(shard_hash)
+        target = self._held_path(shard_hash)
+        partial = PartialShard(self._partial_path(shard_hash), target, shard_hash, size_bytes, piece_hashes)
+        try:
+            # It may have been committed between the first look and our lock.
+            self._refuse_held(shard_hash)
+            with self._writers_lock:
+                self._require_room_for(partial)
+                self._writers[shard_hash] = partial
+            partial.on_close(lambda: self._forget_writer(shard_hash))
+            partial.resume()
+        except BaseException:
+            partial.close()
+            raise
+        return partial
+
+    def scratch_file(self) -> contextlib.closing[ScratchFile]:
+        """A file to build a shard in whose name is not known before its end; see `adopt`."""
+        with explained("creating a file in", self._scratch):
+            return contextlib.closing(ScratchFile(self._scratch))
+
+    def scratch_directory(self) -> contextlib.AbstractContextManager[Path]:
+        """A directory on the store's file system for the length of a `with`, swept later if we are killed."""
+        return scratch_directory(self._scratch)
+
+    def adopt(self, scratch: ScratchFile, shard_hash: ShardHash) -> bool:
+        """Make a scratch file the held shard whose SHA-256 the caller has just taken; True if it was not held.
+
+        It takes the place of a shard already held: those bytes are known to be good, the old ones only by name.
+        """
+        path = self._held_path(shard_hash)
+        with explained("writing", path):
+            new = not is_regular(path)
+            os.fsync(scratch.descriptor)
+            os.replace(scratch.path, path)
+            sync_directory(self._shards)
+        return new
+
+    # --- manifests
+
+    def manifests(self) -> list[ManifestHash]:
+        return [ManifestHash(name) for name in _names(self._manifests)]
+
+    def has_manifest(self, manifest_hash: ManifestHash) -> bool:
+        return is_regular(self._manifests / manifest_hash.hex())
+
+    def manifest_bytes(self, manifest_hash: ManifestHash) -> bytes:
+        """The canonical bytes, checked against their hash, to serve to a peer."""
+        path = self._manifests / manifest_hash.hex()
+        if not is_regular(path):
+            raise NotFound(f"the manifest {manifest_hash.hex()} is not here; fetch it first")
+        data = read_file(path, MANIFEST_SIZE_MAX)
+        if sha256(data).digest() != manifest_hash:
+            raise Corrupt(f"the manifest {path} is damaged on disk; delete it and it is fetched again")
+        return data
+
+    def manifest(self, manifest_hash: ManifestHash) -> Manifest:
+        return decode(self.manifest_bytes(manifest_hash))
+
+    def put_manifest(self, data: bytes, expected_hash: ManifestHash) -> Manifest:
+        """Keep a manifest from anyone, if it is the one that was asked for and holds together."""
+        found = sha256(data).digest()
+        if found != expected_hash:
+            raise BadInput(f"the manifest's SHA-256 is {found.hex()}, asked for was {expected_hash.hex()}")
+        manifest = decode(data)
+        write_file(self._manifests / expected_hash.hex(), data, self._scratch)
+        return manifest
+
+    def missing_shards(self, manifest: Manifest) -> list[int]:
+        """The indices of the shards of an artifact that are not held."""
+        return [index for index, shard in enumerate(manifest.shards) if not self.held(shard.sha256)]
+
+    # --- conversions: which artifact came out of which foreign file, so that it is converted once
+
+    def conversion(self, key: bytes) -> ManifestHash | None:
+        path = self._conversions / key.hex()
+        if not is_regular(path):
+            return None
+        data = read_file(path, size_max=HASH_SIZE)
+        return ManifestHash(data) if len(data) == HASH_SIZE else None
+
+    def remember_conversion(self, key: bytes, manifest_hash: ManifestHash) -> None:
+        write_file(self._conversions / key.hex(), manifest_hash, self._scratch)
+
+    # --- space
+
+    def used_bytes(self) -> int:
+        """What counts against the disk budget: held shards, shards on their way, manifests."""
+        return sum(_sizes(directory) for directory in (self._shards, self._partial, self._manifests))
+
+    def require_room(self, what: str, kept_bytes: int, peak_bytes: int) -> None:
+        """NoSpace unless `kept_bytes` fit in the budget and `peak_bytes` on the disk, beside what is coming in."""
+        with self._writers_lock:
+            coming_bytes = sum(writer.missing_bytes for writer in self._writers.values())
+            self._require_budget(what, kept_bytes + coming_bytes, self.used_bytes())
+            self._require_disk(what, peak_bytes, coming_bytes)
+
+    def statistics(self) -> StoreStatistics:
+        return StoreStatistics(
+            shards_held=len(self.held_shards()),
+            shard_bytes=_sizes(self._shards),
+            partial_shards=len(_names(self._partial)),
+            partial_bytes=_sizes(self._partial),
+            manifests=len(self.manifests()),
+            free_bytes=free_bytes(self.root),
+            disk_budget_bytes=self._budget_bytes,
+        )
+
+    def _require_room_for(self, partial: PartialShard) -> None:
+        what = f"shard {partial.shard_hash.hex()}"
+        others = [writer for writer in self._writers.values() if writer is not partial]
+        # A file on its way counts in full from the start, or many at once would pass one by one.
+        names = {self._partial_path(writer.shard_hash).name for writer in (partial, *others)}
+        used = _sizes(self._shards) + _sizes(self._manifests) + _sizes(self._partial, without=names)
+        self._require_budget(what, partial.size_bytes, used + sum(writer.size_bytes for writer in others))
+        need = partial.size_bytes - partial.allocated_bytes
+        self._require_disk(what, need, sum(writer.missing_bytes for writer in others))
+
+    def _require_budget(self, what: str, need: int, used: int) -> None:
+        if self._budget_bytes is not None and used + need > self._budget_bytes:
+            raise NoSpace(
+                f"{what} needs {size_text(need)}, the disk budget of {size_text(self._budget_bytes)} has "
+                f"{size_text(max(0, self._budget_bytes - used))} left; raise the budget or remove a model"
+            )
+
+    def _require_disk(self, what: str, need: int, promised: int) -> None:
+        free = max(0, free_bytes(self.root) - self._reserve_bytes - promised)
+        if need > free:
+            raise NoSpace(
+                f"{what} needs {size_text(need)} in {self.root}, free for it are {size_text(free)} "
+                f"({size_text(self._reserve_bytes)} are kept free for the ledger); free some disk space"
+            )
+
+    def _refuse_held(self, shard_hash: ShardHash) -> None:
+        if self.held(shard_hash):
+            raise Conflict(f"shard {shard_hash.hex()} is held already; there is nothing to fetch")
+
+    def _forget_writer(self, shard_hash: ShardHash) -> None:
+        with self._writers_lock:
+            self._writers.pop(shard_hash, None)
+
+    def _held_path(self, shard_hash: ShardHash) -> Path:
+        assert len(shard_hash) == HASH_SIZE
+        return self._shards / shard_hash.hex()
+
+    def _partial_path(self, shard_hash: ShardHash) -> Path:
+        return self._partial / shard_hash.hex()
+
+
+def _names(directory: Path) -> list[bytes]:
+    return sorted(bytes.fromhex(name) for name in os.listdir(directory) if _HEX_NAME.fullmatch(name))
+
+
+def _sizes(directory: Path, without: set[str] | None = None) -> int:
+    return sum(size for name, size in _entries(directory) if not without or name not in without)
+
+
+def _entries(directory: Path) -> Iterator[tuple[str, int]]:
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            # Renames by other processes go on meanwhile: what is gone by now is not counted.
+            with contextlib.suppress(FileNotFoundError):
+                yield entry.name, entry.stat(follow_symlinks=False).st_size

@@ -1,0 +1,99 @@
+"""Stand-ins for the rooms around node.network: a ledger of numbered byte strings."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+import trio
+
+from contracts.errors import BadInput, BadPeer, Conflict
+from contracts.types import TransactionHash
+
+GENESIS = sha256(b"the genesis of the tests").digest()
+
+
+@dataclass(frozen=True)
+class FakeHead:
+    number: int
+
+
+class FakeLedger:
+    """A chain whose block n is valid if it is `block(n)`; everything else about blocks is the real ledger's to test."""
+
+    def __init__(self, blocks: int = 0, genesis_hash: bytes = GENESIS, chain_id: int = 7) -> None:
+        self.genesis_hash = genesis_hash
+        self.chain_id = chain_id
+        self.blocks = [block(number) for number in range(1, blocks + 1)]
+        self.imported = 0
+        self.refuse_with: Exception | None = None
+        self._pool: list[bytes] = []
+        self._sequence = 0
+        self._moved = trio.Event()
+
+    @property
+    def head(self) -> FakeHead:
+        return FakeHead(len(self.blocks))
+
+    async def wait_head(self, after: int) -> FakeHead:
+        while len(self.blocks) <= after:
+            await self._moved.wait()
+        return self.head
+
+    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
+        found: list[bytes] = []
+        for data in self.blocks[start - 1 : start - 1 + count_max]:
+            if found and sum(map(len, found)) + len(data) > bytes_max:
+                break
+            found.append(data)
+        return found
+
+    async def import_sealed(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.refuse_with is not None:
+            raise self.refuse_with
+        if data in self.blocks:
+            return
+        if not data.startswith(b"block "):
+            raise BadPeer("not a sealed block")
+        if data != block(len(self.blocks) + 1):
+            raise Conflict("the blocks before it are missing")
+        self.imported += 1
+        self.grow(1)
+
+    def grow(self, count: int) -> None:
+        """Blocks out of nowhere, as from a sealer."""
+        for _ in range(count):
+            self.blocks.append(block(len(self.blocks) + 1))
+        self._notify()
+
+    async def submit(self, raw: bytes) -> TransactionHash:
+        await trio.lowlevel.checkpoint()
+        if not raw.startswith(b"tx "):
+            raise BadInput("not a signed Ethereum transaction")
+        if raw not in self._pool:
+            self._pool.append(raw)
+            self._sequence += 1
+            self._notify()
+        return TransactionHash(sha256(raw).digest())
+
+    def pending(self) -> list[bytes]:
+        return list(self._pool)
+
+    async def wait_pending(self, after: int) -> int:
+        while self._sequence <= after:
+            await self._moved.wait()
+        return self._sequence
+
+    async def wait_in_pool(self, raw: bytes) -> None:
+        while raw not in self._pool:
+            await self._moved.wait()
+
+    def clear_pool(self) -> None:
+        self._pool.clear()
+
+    def _notify(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+
+
+def block(number: int) -> bytes:
+    return b"block %d " % number + bytes(100)
