@@ -323,7 +323,7 @@ def revert_reason(output: bytes) -> str:
     selector, rest = output[:SELECTOR_BYTES], output[SELECTOR_BYTES:]
     try:
         if selector == ERROR_SELECTOR:
-            return str(decode_values(["string"], rest)[0])
+            return str(decode_values(["string"], rest)[0]) or NO_REASON
         if selector == PANIC_SELECTOR:
             return f"the contract failed with panic code {decode_values(['uint256'], rest)[0]}"
     except BadInput:

@@ -16,7 +16,8 @@ ARTIFACTS: Final = SOURCES / "artifacts.json"
 VYPER_VERSION: Final = "0.4.3"
 
 
-def _compile_one(name: str, sources: Path) -> dict[str, Any]:
+def compile_one(name: str, sources: Path) -> dict[str, Any]:
+    """The ABI and init code of one contract whose source is in a directory."""
     from vyper.compiler import compile_from_file_input
     from vyper.compiler.input_bundle import FilesystemInputBundle
     from vyper.compiler.settings import Settings
@@ -39,7 +40,7 @@ def compile_all(sources: Path = SOURCES) -> str:
     import vyper
 
     assert vyper.__version__.split("+")[0] == VYPER_VERSION, f"need vyper {VYPER_VERSION}, have {vyper.__version__}"
-    contracts = {name: _compile_one(name, sources) for name in CONTRACT_NAMES}
+    contracts = {name: compile_one(name, sources) for name in CONTRACT_NAMES}
     return json.dumps({"vyper": VYPER_VERSION, "contracts": contracts}, indent=1) + "\n"
 
 

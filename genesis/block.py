@@ -5,9 +5,8 @@ without a gas bound, through the same EVM and the same rules as every later tran
 same block on every machine. The header has the fields of Cancun (https://eips.ethereum.org/EIPS/eip-4844).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 from eth.abc import BlockHeaderAPI, ComputationAPI, StateAPI
@@ -50,7 +49,7 @@ class GenesisBlock:
 
     header: BlockHeaderAPI
     hash: bytes
-    state_nodes: Mapping[bytes, bytes]
+    state_nodes: dict[bytes, bytes]
     events: tuple[ContractEvent, ...]
 
 
@@ -83,7 +82,7 @@ def build(config: GenesisConfig) -> GenesisBlock:
         nonce=bytes(8),
         base_fee_per_gas=0,
     )
-    return GenesisBlock(header, header.hash, MappingProxyType(nodes), tuple(events))
+    return GenesisBlock(header, header.hash, nodes, tuple(events))
 
 
 def set_up_calls(config: GenesisConfig) -> Iterator[tuple[str, Call]]:

@@ -17,19 +17,28 @@ from contracts.errors import BadPeer
 from contracts.types import Address
 from genesis.config import GenesisConfig
 from ledger.accounts import Accounts
-from ledger.seal import Certificate, check_certificate, check_seal, proposer_of
+from ledger.seal import Certificate, check_certificate, check_seal
 from ledger.transactions import Transaction, check_enrolled
 
 BLOCK_BYTES_MAX = 4 << 20
+PROPOSED_TRANSACTIONS_BYTES_MAX = 2 << 20
+"""What we put into a block ourselves: the header, the certificate and the lengths always fit beside it."""
+
 BLOCK_TRANSACTIONS_MAX = 1024
 BLOCK_SENDER_TRANSACTIONS_MAX = 64
 """One account's share of a block: no account can crowd the others out of more than this."""
+
+HEADER_BYTES_MAX = 1024
+"""A sealed header takes about 700 bytes."""
+
+HEADER_NUMBER_MAX = (1 << 64) - 1
+"""RLP integers are unbounded; the store's, msgpack's and every sane peer's are not."""
 
 CLOCK_DRIFT_S_MAX = 15
 """How far ahead of our clock a block's timestamp may lie."""
 
 
-class SealedBlock(msgspec.Struct, frozen=True, array_like=True):
+class SealedBlock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A final block: RLP header, raw transactions in order, certificate."""
 
     header_rlp: bytes
@@ -37,11 +46,17 @@ class SealedBlock(msgspec.Struct, frozen=True, array_like=True):
     certificate: Certificate
 
     def header(self) -> CancunBlockHeader:
-        """Raises BadPeer when the bytes are no Cancun header."""
+        """Raises BadPeer when the bytes are no Cancun header within the limits."""
+        if len(self.header_rlp) > HEADER_BYTES_MAX:
+            raise BadPeer(f"a block header of {len(self.header_rlp)} bytes, at most {HEADER_BYTES_MAX} are taken")
         try:
-            return rlp.decode(self.header_rlp, CancunBlockHeader)
+            header = rlp.decode(self.header_rlp, CancunBlockHeader)
         except (rlp.exceptions.RLPException, ValueError, TypeError) as error:
             raise BadPeer(f"not a Cancun block header: {error}") from error
+        numbers = header.block_number, header.timestamp, header.gas_limit, header.gas_used
+        if max(numbers) > HEADER_NUMBER_MAX:
+            raise BadPeer(f"not a Cancun block header: a number in it is above {HEADER_NUMBER_MAX}")
+        return header
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)
@@ -93,17 +108,17 @@ def check_header(
     genesis_hash: bytes,
     now: float,
 ) -> None:
-    """Everything that can be told before execution. Raises BadPeer (or BadInput for a malformed signature)."""
+    """Everything that can be told before execution. Raises BadPeer, or BadInput for a signature that is none."""
     number = header.block_number
     if header.parent_hash != parent.hash:
         raise BadPeer(f"block {number}: its parent is 0x{header.parent_hash.hex()}, ours is 0x{parent.hash.hex()}")
     authorities = tuple(accounts.authorities)
-    check_seal(header, parent, authorities)
+    proposer = check_seal(header, parent, authorities)
     if header.timestamp > now + CLOCK_DRIFT_S_MAX:
         raise BadPeer(f"block {number}: {header.timestamp - now:.0f} s ahead of our clock, at most {CLOCK_DRIFT_S_MAX}")
     if header.timestamp < (earliest := earliest_timestamp(parent, config)):
         raise BadPeer(f"block {number}: its timestamp {header.timestamp} is before {earliest}, the earliest allowed")
-    template = child_header(parent, header.timestamp, proposer_of(header), header.extra_data)
+    template = child_header(parent, header.timestamp, proposer, header.extra_data)
     if _without_execution(header) != _without_execution(template):
         raise BadPeer(f"block {number}: a header field has a value this ledger does not allow")
     check_certificate(sealed.certificate, genesis_hash, header, authorities)

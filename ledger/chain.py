@@ -5,12 +5,13 @@ Knows the rules and their order, no pool, no clock of its own and no concurrency
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
-from eth.vm.forks.cancun.blocks import CancunBlockHeader
+from dataclasses import dataclass, replace
 
 import rlp
+from eth.vm.forks.cancun.blocks import CancunBlockHeader
+
 from contracts.errors import BadInput, BadPeer, Conflict, NotAllowed, Refused
 from contracts.types import Address
 from genesis.block import GenesisBlock
@@ -47,8 +48,10 @@ class Tip:
 
 
 class Chain:
+    """`tip` is set by whoever writes, after the write; see ledger.ledger for when."""
+
     def __init__(self, store: Store, config: GenesisConfig, genesis: GenesisBlock) -> None:
-        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict when it grew from another genesis."""
+        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict when it grew from another one."""
         self.store = store
         self.config = config
         self.chain_id = config.network.chain_id
@@ -98,59 +101,65 @@ class Chain:
 
     def propose(
         self, key: Key, waiting: Iterable[Transaction], timestamp: int
-    ) -> tuple[Executed | None, list[Transaction]]:
+    ) -> tuple[Executed | None, frozenset[Address]]:
         """Execute what fits of `waiting` into a sealed child of the head.
 
-        Returns the executed block, None when nothing could enter, and the transactions that cannot be applied.
+        Returns the executed block, None when nothing could enter, and the accounts whose next transaction can never
+        be applied.
         """
-        tip = self.tip
         iteration = self._own_iteration(key.address)
         execution = self._execution(self._child(timestamp, iteration, key.address))
-        taken: dict[Address, int] = {}
-        size, impossible = 0, []
+        taken: Counter[Address] = Counter()
+        stuck: set[Address] = set()
+        size_bytes = 0
         for transaction in waiting:
-            if transaction.sender not in tip.accounts.enrolled:
-                impossible.append(transaction)
+            sender = transaction.sender
+            if sender in stuck or taken[sender] == blocks.BLOCK_SENDER_TRANSACTIONS_MAX:
                 continue
-            count = taken.get(transaction.sender, 0)
-            full = size + len(transaction.raw) > blocks.BLOCK_BYTES_MAX // 2 or transaction.gas > execution.gas_left()
-            if full or sum(taken.values()) >= blocks.BLOCK_TRANSACTIONS_MAX:
-                break
-            if count >= blocks.BLOCK_SENDER_TRANSACTIONS_MAX:
-                continue
+            size_bytes += len(transaction.raw)
+            if (
+                size_bytes > blocks.PROPOSED_TRANSACTIONS_BYTES_MAX
+                or taken.total() == blocks.BLOCK_TRANSACTIONS_MAX
+                or transaction.gas > execution.gas_left()
+            ):
+                break  # what is left begins the next block, oldest first: nothing large waits for ever
             try:
+                if sender not in self.tip.accounts.enrolled:
+                    raise BadInput(f"0x{sender.hex()} is not enrolled")
                 execution.apply(transaction)
             except BadInput:
-                impossible.append(transaction)
+                stuck.add(sender)
                 continue
-            taken[transaction.sender] = count + 1
-            size += len(transaction.raw)
-        if not taken:
-            return None, impossible
+            taken[sender] += 1
+        if not taken.total():
+            return None, frozenset(stuck)
         executed = execution.finish()
-        sealed_header = seal.seal(executed.header, key)
-        return Executed(
-            sealed_header, executed.transactions, executed.receipts, executed.records, executed.state_nodes
-        ), impossible
+        return replace(executed, header=seal.seal(executed.header, key)), frozenset(stuck)
 
     def _own_iteration(self, authority: Address) -> int:
         """The next iteration that `authority` leads."""
-        order = sorted(self.tip.accounts.authorities)
-        if authority not in order:
+        authorities = tuple(self.tip.accounts.authorities)
+        if authority not in authorities:
             raise NotAllowed(f"0x{authority.hex()} is no authority of this ledger: it cannot seal blocks")
         iteration = seal.iteration_of(self.tip.header) + 1
-        while seal.leader(order, iteration) != authority:
+        while seal.leader(authorities, iteration) != authority:
             iteration += 1
         return iteration
 
-    def finalise(self, executed: Executed, certificate: seal.Certificate, journal_done: tuple[int, ...]) -> BlockRecord:
-        """Write an executed block with its certificate and make it the head."""
+    # What becomes final
+
+    def tip_after(self, executed: Executed) -> Tip:
+        """What the tip is once an executed child of it is final."""
+        events = (event for record in executed.records for event in record.events)
+        return Tip(executed.header, accounts_fold.fold(self.tip.accounts, events))
+
+    def write(self, executed: Executed, certificate: seal.Certificate, journal_done: tuple[int, ...]) -> BlockRecord:
+        """Put an executed child of the tip on disk with its certificate. Whoever calls sets `tip` to `tip_after` then."""
         header = executed.header
         seal.check_certificate(certificate, self.genesis_hash, header, tuple(self.tip.accounts.authorities))
         sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
         record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
         self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done)
-        self.tip = Tip(header, accounts_fold.fold(self.tip.accounts, record.events()))
         return record
 
     # Blocks from others

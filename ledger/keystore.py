@@ -4,41 +4,62 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import eth_keyfile
 
-from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
+from contracts.errors import BadInput, Conflict, NoSpace, NotAllowed, NotFound
 from contracts.types import Address
 from ledger.keys import Key
 
-SCRYPT_WORK_FACTOR = 1 << 14
-"""N of scrypt: 16 MiB and some tens of milliseconds a guess."""
+SCRYPT_WORK_FACTOR = 1 << 17
+"""N of scrypt, as OWASP recommends: 128 MiB and some tenths of a second for each guess at the password."""
 
 KEYSTORE_BYTES_MAX = 16_384
 
+WRONG_PASSWORD = "MAC mismatch"
+"""What eth_keyfile says of a password that does not fit; its other errors are about the file."""
 
-def write(path: Path, key: Key, password: str) -> None:
+
+def write(path: Path, key: Key, password: str, work_factor: int = SCRYPT_WORK_FACTOR) -> None:
     """Write `key` encrypted under `password`, readable by its owner only. Raises Conflict if the file exists."""
-    document = eth_keyfile.create_keyfile_json(key.secret, password.encode(), kdf="scrypt", iterations=SCRYPT_WORK_FACTOR)
+    document = eth_keyfile.create_keyfile_json(key.secret, password.encode(), kdf="scrypt", iterations=work_factor)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
         raise Conflict(f"{path} exists: a key is never overwritten; move it away or choose another name") from error
-    with os.fdopen(handle, "w") as file:
-        json.dump(document, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink()  # half a key is of no use, and would stand in the way of the next attempt
+        raise NoSpace(f"{path} cannot be written ({error.strerror}): free space, then try again") from error
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """A file survives a power cut only when the directory that names it was synced too."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _document(path: Path) -> dict[str, object]:
     try:
-        text = path.read_bytes()
+        with path.open("rb") as file:
+            text = file.read(KEYSTORE_BYTES_MAX + 1)
     except FileNotFoundError as error:
         raise NotFound(f"no key at {path}: make one with `aigen account new`") from error
+    except OSError as error:
+        raise BadInput(f"the key {path} cannot be read: {error.strerror}") from error
     if len(text) > KEYSTORE_BYTES_MAX:
-        raise BadInput(f"{path} is no keystore: {len(text)} bytes, at most {KEYSTORE_BYTES_MAX}")
+        raise BadInput(f"{path} is no keystore: it has more than {KEYSTORE_BYTES_MAX} bytes")
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -50,20 +71,28 @@ def _document(path: Path) -> dict[str, object]:
 
 def address(path: Path) -> Address:
     """The address of the key in a keystore, which is readable without the password."""
-    try:
-        value = bytes.fromhex(str(_document(path)["address"]).removeprefix("0x"))
-    except ValueError as error:
-        raise BadInput(f"{path} is no keystore: its address is not hexadecimal") from error
-    return Address(value)
+    return _address(path, _document(path))
+
+
+def _address(path: Path, document: dict[str, object]) -> Address:
+    text = str(document["address"]).removeprefix("0x")
+    if re.fullmatch("[0-9a-fA-F]{40}", text) is None:
+        raise BadInput(f"{path} is no keystore: its address is not 40 hexadecimal digits")
+    return Address(bytes.fromhex(text))
 
 
 def read(path: Path, password: str) -> Key:
     """Decrypt. Raises NotAllowed for a wrong password, BadInput for a file that is no keystore."""
     document = _document(path)
+    expected = _address(path, document)
     try:
         secret = eth_keyfile.decode_keyfile_json(document, password.encode())
-    except ValueError as error:
-        raise NotAllowed(f"wrong password for {path}") from error
-    except (KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except (KeyError, TypeError, AttributeError, NotImplementedError, ValueError, MemoryError) as error:
+        if str(error) == WRONG_PASSWORD:
+            raise NotAllowed(f"wrong password for {path}") from error
         raise BadInput(f"{path} is no version 3 keystore: {error}") from error
-    return Key.from_secret(secret)
+    key = Key.from_secret(secret)
+    if key.address != expected:
+        raise BadInput(f"{path} names account 0x{expected.hex()}, its key is of 0x{key.address.hex()}: it was altered")
+    return key
+

@@ -125,6 +125,10 @@ class Ledger:
         return Head(header.block_number, bytes(header.hash), header.timestamp, bytes(header.state_root))
 
     @property
+    def admins(self) -> frozenset[Address]:
+        return self._chain.tip.accounts.admins
+
+    @property
     def authorities(self) -> frozenset[Address]:
         return self._chain.tip.accounts.authorities
 
@@ -148,6 +152,10 @@ class Ledger:
         """The Cancun header of a final block. Raises NotFound above the head."""
         self.record(number)
         return self._chain.store.sealed(number).header()
+
+    def signers(self, number: int) -> tuple[Address, ...]:
+        """The authorities whose votes make a final block's certificate; none for genesis."""
+        return seal.voters(self._chain.store.sealed(number).certificate, self.genesis_hash)
 
     def number_of(self, block_hash: bytes) -> int:
         """Raises NotFound for a hash that is no final block's."""
@@ -191,6 +199,10 @@ class Ledger:
         return LedgerStatistics(self._chain.tip.number, len(self._pool), self._blocks_sealed, self._blocks_imported)
 
     # Transactions
+
+    def decode(self, raw: bytes) -> Transaction:
+        """A raw transaction with every check that needs no state. Raises BadInput."""
+        return self._chain.decode(raw)
 
     async def submit(self, raw: bytes) -> TransactionHash:
         """Check a raw transaction, journal it and take it into the pool; on disk when this returns.

@@ -47,5 +47,5 @@ def encode(record: BlockRecord) -> bytes:
 
 
 def decode(data: bytes) -> BlockRecord:
-    """Raises msgspec.ValidationError or msgspec.DecodeError for anything else."""
+    """Raises msgspec.DecodeError (a ValidationError is one) for anything else."""
     return _decoder.decode(data)

@@ -8,11 +8,12 @@ Pass, "Simplex Consensus", eprint 2023/463). Knows no storage and no execution.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import msgspec
 import rlp
-from eth_hash.auto import keccak
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
+from eth_hash.auto import keccak
 
 from contracts.errors import BadPeer
 from contracts.types import Address
@@ -25,7 +26,7 @@ AUTHORITIES_MAX = 31
 VOTE_DOMAIN = b"aigen finalising vote, version 1"
 
 
-class Certificate(msgspec.Struct, frozen=True, array_like=True):
+class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """The finalising votes for one block: 65-byte signatures in ascending order of their signers' addresses."""
 
     block_hash: bytes
@@ -84,8 +85,15 @@ def certify(genesis_hash: bytes, header: CancunBlockHeader, keys: Sequence[Key])
     return Certificate(bytes(header.hash), iteration, votes)
 
 
-def check_seal(header: CancunBlockHeader, parent: CancunBlockHeader, authorities: Sequence[Address]) -> None:
-    """Raise BadPeer unless the leader of the header's iteration sealed it, later than its parent's iteration."""
+def voters(certificate: Certificate, genesis_hash: bytes) -> tuple[Address, ...]:
+    """Who signed the votes, in their order. Raises BadInput for a signature that is none."""
+    digest = vote_hash(genesis_hash, certificate.iteration, certificate.block_hash)
+    return tuple(recover(digest, vote) for vote in certificate.votes)
+
+
+def check_seal(header: CancunBlockHeader, parent: CancunBlockHeader, authorities: Sequence[Address]) -> Address:
+    """The proposer. Raises BadPeer, or BadInput for a signature that is none, unless it is the leader of the header's
+    iteration, which comes after the parent's."""
     number, iteration = header.block_number, iteration_of(header)
     if header.extra_data[: len(VANITY)] != VANITY:
         raise BadPeer(f"block {number}: its extra_data does not begin as this ledger's do")
@@ -94,22 +102,23 @@ def check_seal(header: CancunBlockHeader, parent: CancunBlockHeader, authorities
     proposer, expected = proposer_of(header), leader(authorities, iteration)
     if proposer != expected:
         raise BadPeer(f"block {number}: sealed by 0x{proposer.hex()}, iteration {iteration} is 0x{expected.hex()}'s")
+    return proposer
 
 
 def check_certificate(
     certificate: Certificate, genesis_hash: bytes, header: CancunBlockHeader, authorities: Sequence[Address]
 ) -> None:
-    """Raise BadPeer unless distinct authorities, a quorum of them, voted this very block final."""
+    """Raise BadPeer, or BadInput for a signature that is none, unless distinct authorities, a quorum of them, voted this
+    very block final."""
     number = header.block_number
     if certificate.block_hash != header.hash or certificate.iteration != iteration_of(header):
         raise BadPeer(f"block {number}: its certificate is for another block or iteration")
     if len(certificate.votes) > len(authorities):
         raise BadPeer(f"block {number}: {len(certificate.votes)} votes from {len(authorities)} authorities")
-    digest = vote_hash(genesis_hash, certificate.iteration, certificate.block_hash)
-    voters = [recover(digest, vote) for vote in certificate.votes]
-    if any(later <= earlier for earlier, later in zip(voters, voters[1:], strict=False)):
+    found = voters(certificate, genesis_hash)
+    if any(later <= earlier for earlier, later in pairwise(found)):
         raise BadPeer(f"block {number}: its certificate's voters are not distinct and in ascending order")
-    if strangers := set(voters) - set(authorities):
+    if strangers := set(found) - set(authorities):
         raise BadPeer(f"block {number}: 0x{min(strangers).hex()} voted and is no authority")
-    if len(voters) < quorum(len(authorities)):
-        raise BadPeer(f"block {number}: {len(voters)} votes, {quorum(len(authorities))} make it final")
+    if len(found) < quorum(len(authorities)):
+        raise BadPeer(f"block {number}: {len(found)} votes, {quorum(len(authorities))} make it final")

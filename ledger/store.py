@@ -11,7 +11,8 @@ Keys (n is a block number, 8 bytes big-endian):
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,7 +21,7 @@ import msgspec
 import plyvel
 import rlp
 
-from contracts.errors import Conflict, Corrupt, NoSpace
+from contracts.errors import Conflict, Corrupt, NoSpace, NotAllowed, Refused
 from contracts.types import TransactionHash
 from ledger import record as records
 from ledger.block import SealedBlock
@@ -29,35 +30,64 @@ from ledger.record import BlockRecord
 FORMAT = b"aigen ledger 1"
 _NUMBER = struct.Struct(">Q")
 _PLACE = struct.Struct(">QI")
+HASH_SIZE = 32
+_SEQUENCE_END = (1 << 64) - 1
 
 
 class Store:
-    """One LevelDB, opened by one process."""
+    """One LevelDB, opened by one process. Reads may come from any thread, writes from one at a time."""
 
     def __init__(self, path: Path) -> None:
         """Open or create. Raises Conflict when another process has it, Corrupt when it is not ours or damaged."""
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        self._failure: Refused | None = None
+        if _lost_its_index(path):
+            raise self._corrupt("it has data but no file CURRENT")
+        with self._reported():
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._db = plyvel.DB(str(path), create_if_missing=True, paranoid_checks=True)
-        except plyvel.CorruptionError as error:
-            raise self._corrupt(error) from error
-        except plyvel.IOError as error:
-            if "lock" in str(error).lower():
-                raise Conflict(f"{path} is in use by another process: stop that node first") from error
-            raise self._corrupt(error) from error
-        found = self._db.get(b"F")
-        if found is None and self.head() is None:
-            self._write({b"F": FORMAT})
-        elif found != FORMAT:
-            self._db.close()
-            raise Corrupt(f"{path} holds no ledger of this version ({found!r}): choose another --data-dir")
+        try:
+            found = self._get(b"F")
+            if found is None and self.head() is None:
+                self._write({b"F": FORMAT})
+            elif found != FORMAT:
+                raise self._corrupt(f"its format is {found!r}, not {FORMAT!r}")
+        except BaseException:
+            self.close()
+            raise
 
-    def _corrupt(self, error: Exception) -> Corrupt:
+    def _corrupt(self, what: object) -> Corrupt:
         return Corrupt(
-            f"the ledger in {self.path} cannot be read ({error}): move that folder away and start again, "
-            "the node fetches the chain from its peers"
+            f"the ledger in {self.path} is damaged or not of this version ({what}): keep a copy of that folder, move it "
+            "away and start again; the node fetches the chain from its peers"
         )
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """LevelDB's errors and the file system's as the ledger's own, which say what to do."""
+        try:
+            yield
+        except (plyvel.Error, OSError) as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> Refused:
+        what = str(error)
+        if isinstance(error, plyvel.Error) and error.args and isinstance(error.args[0], bytes):
+            what = error.args[0].decode(errors="replace")
+        if what.startswith("IO error: lock "):
+            return Conflict(f"the ledger in {self.path} is in use by another process: stop that node first")
+        if isinstance(error, plyvel.CorruptionError) or "No such file" in what:
+            return self._corrupt(what)
+        if any(reason in what for reason in ("No space left", "quota exceeded", "File too large")):
+            return NoSpace(f"the ledger in {self.path} cannot be written ({what}): free space, then start the node again")
+        if "Permission denied" in what or "Read-only file system" in what:
+            return NotAllowed(f"the ledger in {self.path} is closed to this user ({what}): give it the right to write there")
+        return Refused(f"the ledger in {self.path} failed ({what}): remove the cause, then start the node again")
+
+    @property
+    def failure(self) -> Refused | None:
+        """Why nothing more is written, once a write has failed."""
+        return self._failure
 
     def close(self) -> None:
         self._db.close()
@@ -71,22 +101,32 @@ class Store:
     # Reading
 
     def _get(self, key: bytes) -> bytes | None:
-        try:
-            value: bytes | None = self._db.get(key)
-        except (plyvel.CorruptionError, plyvel.IOError) as error:
-            raise self._corrupt(error) from error
+        with self._reported():
+            # paranoid_checks concerns what LevelDB does by itself; reads verify checksums only when told to.
+            value: bytes | None = self._db.get(key, verify_checksums=True)
         return value
+
+    def _scan(self, prefix: bytes, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+        """Numbers and values of the keys prefix n for start <= n < stop, in order, as they were when it began."""
+        first, end = prefix + _NUMBER.pack(start), prefix + _NUMBER.pack(stop)
+        with self._reported(), self._db.iterator(start=first, stop=end, verify_checksums=True) as found:
+            for key, value in found:
+                yield _NUMBER.unpack(key[len(prefix) :])[0], value
 
     def _must(self, key: bytes, what: str) -> bytes:
         value = self._get(key)
         if value is None:
-            raise self._corrupt(KeyError(what))
+            raise self._corrupt(f"{what} is missing")
         return value
 
     def head(self) -> tuple[int, bytes] | None:
         """Number and hash of the newest final block; None before genesis is written."""
         value = self._get(b"H")
-        return None if value is None else (_NUMBER.unpack_from(value)[0], value[8:])
+        if value is None:
+            return None
+        if len(value) != _NUMBER.size + HASH_SIZE:
+            raise self._corrupt(f"its head is {value!r}")
+        return _NUMBER.unpack_from(value)[0], value[_NUMBER.size :]
 
     def state_node(self, key: bytes) -> bytes | None:
         return self._get(b"s" + key)
@@ -99,29 +139,37 @@ class Store:
         try:
             return msgspec.msgpack.decode(self.sealed_bytes(number), type=SealedBlock)
         except msgspec.DecodeError as error:
-            raise self._corrupt(error) from error
+            raise self._corrupt(f"block {number}: {error}") from error
 
     def record(self, number: int) -> BlockRecord:
-        return self._decode_record(self._must(b"e" + _NUMBER.pack(number), f"record {number}"))
+        return self._decode_record(number, self._must(b"e" + _NUMBER.pack(number), f"the event record of block {number}"))
 
     def records(self, start: int, stop: int) -> Iterator[BlockRecord]:
-        """Records of the blocks start <= number < stop, in order."""
-        try:
-            values = self._db.iterator(start=b"e" + _NUMBER.pack(start), stop=b"e" + _NUMBER.pack(stop), include_key=False)
-            for value in values:
-                yield self._decode_record(value)
-        except (plyvel.CorruptionError, plyvel.IOError) as error:
-            raise self._corrupt(error) from error
+        """Records of the blocks start <= number < stop, in order, none left out."""
+        expected = start
+        for number, value in self._scan(b"e", start, stop):
+            if number != expected:
+                break
+            yield self._decode_record(number, value)
+            expected += 1
+        if expected < stop:
+            raise self._corrupt(f"the event record of block {expected} is missing")
 
-    def _decode_record(self, value: bytes) -> BlockRecord:
+    def _decode_record(self, number: int, value: bytes) -> BlockRecord:
         try:
-            return records.decode(value)
+            record = records.decode(value)
         except msgspec.DecodeError as error:
-            raise self._corrupt(error) from error
+            raise self._corrupt(f"the event record of block {number}: {error}") from error
+        if record.number != number:
+            raise self._corrupt(f"the event record of block {number} says that it is block {record.number}'s")
+        return record
 
     def receipts(self, number: int) -> list[bytes]:
         """The encoded receipts of a block, in order."""
-        value: list[bytes] = rlp.decode(self._must(b"r" + _NUMBER.pack(number), f"receipts {number}"))
+        try:
+            value: list[bytes] = rlp.decode(self._must(b"r" + _NUMBER.pack(number), f"the receipts of block {number}"))
+        except rlp.exceptions.RLPException as error:
+            raise self._corrupt(f"the receipts of block {number}: {error}") from error
         return value
 
     def number_of(self, block_hash: bytes) -> int | None:
@@ -135,22 +183,29 @@ class Store:
 
     def journal(self) -> list[tuple[int, bytes]]:
         """The pool's journal: sequence numbers and raw transactions in the order they were accepted."""
-        return [(_NUMBER.unpack(key[1:])[0], value) for key, value in self._db.iterator(prefix=b"p")]
+        return list(self._scan(b"p", 0, _SEQUENCE_END))
 
     # Writing
 
-    def _write(self, puts: dict[bytes, bytes], deletes: tuple[bytes, ...] = ()) -> None:
+    def _write(self, puts: Mapping[bytes, bytes], deletes: tuple[bytes, ...] = ()) -> None:
+        """On disk when this returns. A write that fails is the last one this object tries."""
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure))
         try:
-            with self._db.write_batch(sync=True) as batch:
+            with self._reported():
+                batch = self._db.write_batch(sync=True)
                 for key, value in puts.items():
                     batch.put(key, value)
                 for key in deletes:
                     batch.delete(key)
-        except plyvel.IOError as error:
-            raise NoSpace(f"the ledger in {self.path} cannot be written ({error}): free space, then start again") from error
+                batch.write()
+        except Refused as failure:
+            # Whether the batch is in the log is known only to the next start: another one after it could contradict
+            # it (a second final block of one number) or lie behind its torn half, where recovery never looks.
+            self._failure = failure
+            raise
 
     def append_journal(self, sequence: int, raw: bytes) -> None:
-        """On disk when this returns."""
         self._write({b"p" + _NUMBER.pack(sequence): raw})
 
     def forget_journal(self, sequences: tuple[int, ...]) -> None:
@@ -162,10 +217,12 @@ class Store:
         block: SealedBlock,
         record: BlockRecord,
         receipts: tuple[Any, ...],
-        state_nodes: dict[bytes, bytes],
+        state_nodes: Mapping[bytes, bytes],
         journal_done: tuple[int, ...],
     ) -> None:
         """Everything of one final block, in one synced batch: after a crash it is there whole or not at all."""
+        head = self.head()
+        assert record.number == (0 if head is None else head[0] + 1), "a final block is never written over another"
         number = _NUMBER.pack(record.number)
         puts = {
             b"H": number + record.hash,
@@ -179,3 +236,9 @@ class Store:
         for key, node in state_nodes.items():
             puts[b"s" + key] = node
         self._write(puts, tuple(b"p" + _NUMBER.pack(sequence) for sequence in journal_done))
+
+
+def _lost_its_index(path: Path) -> bool:
+    """Whether there is data that LevelDB would not find: without CURRENT it begins anew and removes what is there."""
+    has_data = any(file.suffix in {".ldb", ".sst", ".log"} for file in path.glob("*"))
+    return has_data and not (path / "CURRENT").exists()

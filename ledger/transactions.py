@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any
 
 import rlp
-from eth.exceptions import VMError
+from eth.exceptions import PyEVMError
 from eth.vm.forks.cancun.transactions import CancunTransactionBuilder
 from eth_account import Account
+from eth_keys.exceptions import BadSignature
 from eth_utils import ValidationError
 
 from contracts.addresses import CONTRACT_AT
@@ -23,7 +24,7 @@ from contracts.types import Address, TransactionHash
 from ledger.keys import HALF_ORDER, Key
 
 TRANSACTION_BYTES_MAX = 131_072
-"""A registration of 1,024 shard hashes takes about 35 kB."""
+"""What a transaction may weigh; a registration of 1,024 shard hashes takes about 35 kB."""
 
 CALL_GAS = 8_000_000
 """Enough for the largest call, a registration of 1,024 shards; gas costs nothing here, it only bounds the work."""
@@ -67,17 +68,24 @@ def decode(raw: bytes, chain_id: int, gas_limit: int) -> Transaction:
     try:
         signed = CancunTransactionBuilder.decode(raw)
         signed.validate()
-    except (rlp.exceptions.RLPException, ValidationError, VMError, ValueError, TypeError, IndexError) as error:
+    except (rlp.exceptions.RLPException, ValidationError, PyEVMError, ValueError, TypeError, IndexError) as error:
         raise BadInput(f"not a signed Ethereum transaction: {error}") from error
+    _check_encoding(signed, raw)
     for check in (_check_kind, _check_canonical, _check_free, _check_destination):
         check(signed)
     _check_chain_id(signed, chain_id)
     _check_gas(signed, gas_limit)
     try:
         sender = Address(bytes(signed.get_sender()))
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, BadSignature, ValueError) as error:
         raise BadInput(f"the transaction's signature is not valid: {error}") from error
     return Transaction(raw, signed, sender)
+
+
+def _check_encoding(signed: Any, raw: bytes) -> None:
+    if signed.encode() != raw:
+        # Its hash is the hash of the one encoding; a second one would be a second name for the same transaction.
+        raise BadInput("the transaction's bytes are not the canonical encoding of what they say: encode it again")
 
 
 def _check_kind(signed: Any) -> None:

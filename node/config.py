@@ -167,10 +167,15 @@ def write(path: Path, config: Config) -> None:
         raise Conflict(f"{path} exists: this data directory is set up already; choose another --data-dir") from error
 
 
+def check_model_id(model_id: str) -> None:
+    """Raise BadInput unless it is a model_id or empty."""
+    if model_id and re.fullmatch(NAME_PATTERN, model_id) is None:
+        raise BadInput(f"{model_id!r} is no model_id: {NAME_PATTERN} is expected")
+
+
 def set_model(path: Path, model_id: str) -> None:
     """Make `model_id` the core model in the config at `path`, everything else and every comment as it was."""
-    if re.fullmatch(NAME_PATTERN, model_id) is None:
-        raise BadInput(f"{model_id!r} is no model_id: {NAME_PATTERN} is expected")
+    check_model_id(model_id)
     config = load(path, environment={})
     text, count = re.subn(r"(?m)^model\s*=.*$", f'model = "{model_id}"', path.read_text(), count=1)
     temporary = path.with_suffix(".toml.new")

@@ -25,6 +25,8 @@ class Model(msgspec.Struct, frozen=True):
     minimum_tier: str
     architecture: str
     metadata: str
+    registered: int
+    """How many registrations came before it: the order of models is theirs."""
     retired: bool = False
 
     @property
@@ -51,7 +53,7 @@ class Registry(msgspec.Struct, frozen=True):
         if not versions:
             name = model_id if version is None else f"{model_id} version {version}"
             raise NotFound(f"no model {name} is registered: `aigen model list` shows those that are")
-        return versions[-1]
+        return max(versions, key=lambda model: model.registered)
 
 
 def apply(state: Registry, event: events.ContractEvent) -> Registry:
@@ -68,6 +70,7 @@ def apply(state: Registry, event: events.ContractEvent) -> Registry:
                 minimum_tier=event.minimum_tier,
                 architecture=event.architecture,
                 metadata=event.metadata,
+                registered=len(state.models),
             )
             return _with_model(state, model)
         case events.ModelRetired():

@@ -39,6 +39,7 @@ class TierCheck(msgspec.Struct, frozen=True):
 class Tiers(msgspec.Struct, frozen=True):
     tiers: Map[str, Tier] = Map()
     grants: Map[Address, Grant] = Map()
+    check_period_s: int = 0
     checks: Map[Address, Map[tuple[ModelId, Version], TierCheck]] = Map()
 
     def held(self, account: Address, now: float) -> Grant | None:
@@ -58,6 +59,8 @@ def apply(state: Tiers, event: events.ContractEvent, transaction_hash: Transacti
         case events.TierDefined():
             tier = Tier(event.name, event.rank, event.cache_size)
             return replace(state, tiers=state.tiers.set(tier.name, tier))
+        case events.CheckPeriodSet():
+            return replace(state, check_period_s=event.period_s)
         case events.TierGranted():
             grants = state.grants.set(event.account, Grant(event.tier, event.until))
             return replace(_without_checks(state, event.account), grants=grants)

@@ -122,7 +122,9 @@ def expel(
 
 
 @click.command("token")
-@click.option("--chain-id", type=int, help="The ledger's chain id. Default: that of the genesis file in the data directory.")
+@click.option(
+    "--chain-id", type=int, help="The ledger's chain id. Default: that of the genesis file in the data directory."
+)
 @click.option("--for", "duration", default="30d", show_default=True, help="How long the token holds: 12h, 30d, 1y.")
 @common.key_options
 @common.json_option

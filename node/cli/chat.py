@@ -77,15 +77,13 @@ def _answer(rpc: Any, params: dict[str, Any], messages: list[dict[str, str]], as
         common.show_json(answer)
         return answer
     stream = rpc.stream("chatCompletion", messages=messages, **params)
-    while True:
-        try:
-            notification = next(stream)
-        except StopIteration as end:
-            click.echo()
-            result: dict[str, Any] = end.value
-            return result
-        if notification["method"] == "chatCompletionChunk":
-            click.echo(notification["params"]["content"], nl=False)
+    for notification in stream:
+        if notification.method == "chatCompletionChunk":
+            click.echo(notification.params["content"], nl=False)
         else:
-            state = notification["params"]
-            click.echo(f"[{state['state']} {state['model_id']} {state['detail']}]", err=True)
+            state = notification.params
+            done, total = common.size(state["bytes_done"]), common.size(state["bytes_total"])
+            click.echo(f"{state['state']} {state['model_id']}: {done} of {total}", err=True)
+    click.echo()
+    result: dict[str, Any] = stream.result
+    return result

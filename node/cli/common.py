@@ -24,6 +24,7 @@ RPC_URL_DEFAULT = "http://127.0.0.1:9944"
 RPC_TIMEOUT_S = 60.0
 RECEIPT_TIMEOUT_S = 60.0
 PASSWORD_BYTES_MAX = 4096
+PIPE_WIDTH = 1000
 
 
 def data_dir_option(function: F) -> F:
@@ -142,10 +143,13 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: 
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console(soft_wrap=not sys.stdout.isatty()).print(table)
+    # A pipe has no width: there nothing is cut or folded.
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
 
 
 def show_fields(fields: Iterable[tuple[str, object]]) -> None:

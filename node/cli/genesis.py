@@ -38,7 +38,8 @@ def new(
     """Write a genesis file to PATH."""
     from contracts.errors import Conflict
     from genesis.config import Account
-    from genesis.new import dump, new_genesis
+    from genesis.new import new_genesis
+    from genesis.toml import dump
 
     enrolled = []
     for text in accounts:
@@ -86,4 +87,6 @@ def _show(path: Path, as_json: bool) -> None:
     if as_json:
         common.show_json(fields)
     else:
-        common.show_fields((key, ", ".join(value) if isinstance(value, list) else value) for key, value in fields.items())
+        common.show_fields(
+            (key, ", ".join(value) if isinstance(value, list) else value) for key, value in fields.items()
+        )

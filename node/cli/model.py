@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from contracts.errors import BadInput, Conflict, NotFound
-from contracts.types import ManifestHash, ModelId, ShardHash, Version
+from contracts.types import ManifestHash, ModelId, Version
 from node.cli import common
+
+if TYPE_CHECKING:
+    from node.storage.manifest import Manifest
+    from node.storage.store import ShardStore
 
 VERSION_DEFAULT = "1"
 
@@ -29,37 +33,41 @@ def import_(source: Path, move: bool, data_dir: Path, as_json: bool) -> None:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from genesis import config as genesis_config
+    from node.storage.artifact import Progress as ImportProgress
     from node.storage.importer import import_model
     from node.storage.store import ShardStore
 
     genesis = genesis_config.load(data_dir / "genesis.toml")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, transient=True, disable=as_json) as progress:
-        task = progress.add_task(f"importing {source.name}", total=None)
-        imported = import_model(
-            source,
-            ShardStore(data_dir / "store"),
-            genesis.shards.size,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-            move=move,
-        )
+        task = progress.add_task("reading", total=None)
+
+        def show(now: ImportProgress) -> None:
+            progress.update(task, description=now.stage, completed=now.done_bytes, total=now.total_bytes)
+
+        imported = import_model(source, ShardStore(data_dir / "store"), genesis.shards.size, show, move)
     manifest = imported.manifest
+    manifest_hash = f"0x{imported.manifest_hash.hex()}"
     if as_json:
         common.show_json(
             {
-                "manifest_hash": f"0x{manifest.manifest_hash.hex()}",
+                "manifest_hash": manifest_hash,
                 "architecture": imported.architecture,
                 "total_size": manifest.total_size,
                 "shard_size": manifest.shard_size,
-                "shard_hashes": [f"0x{shard.sha256.hex()}" for shard in manifest.shards],
+                "shard_hashes": [f"0x{shard_hash.hex()}" for shard_hash in manifest.shard_hashes],
+                "skipped": list(imported.skipped),
+                "already": imported.already,
             }
         )
         return
+    for name in imported.skipped:
+        click.echo(f"left out, no part of the model: {name}", err=True)
     click.echo(
         f"{imported.architecture}, {common.size(manifest.total_size)} in {len(manifest.shards)} shards, "
-        f"manifest 0x{manifest.manifest_hash.hex()}"
+        f"manifest {manifest_hash}{' (it was here already)' if imported.already else ''}"
     )
-    click.echo(f"next, an admin: aigen model publish MODEL_ID --manifest 0x{manifest.manifest_hash.hex()} --tier TIER")
+    click.echo(f"next, an admin: aigen model publish MODEL_ID --manifest {manifest_hash} --tier TIER")
 
 
 @model.command("publish")
@@ -88,22 +96,22 @@ def publish(
 ) -> None:
     """Register an imported model on the ledger (an admin's transaction)."""
     from contracts.calls import RegisterModel
-    from node.storage.importer import architecture_of
     from node.storage.store import ShardStore
 
     store = ShardStore(data_dir / "store")
-    manifest = store.manifest(_chosen_manifest(store.manifests(), manifest_hash))
+    chosen = _chosen_manifest(store.manifests(), manifest_hash)
+    manifest = store.manifest(chosen)
     call = RegisterModel(
         model_id=ModelId(model_id),
         version=Version(version),
         total_size=manifest.total_size,
         shard_size=manifest.shard_size,
         shard_count=len(manifest.shards),
-        shard_hashes=tuple(ShardHash(shard.sha256) for shard in manifest.shards),
-        manifest_hash=manifest.manifest_hash,
+        shard_hashes=manifest.shard_hashes,
+        manifest_hash=chosen,
         minimum_tier=tier,
         core=core,
-        architecture=architecture_of(manifest, store),
+        architecture=_architecture(manifest, store),
         metadata=metadata,
     )
     key = common.open_key(key_path, data_dir, password_file)
@@ -112,6 +120,17 @@ def publish(
         common.show_json(receipt)
     else:
         click.echo(f"{model_id} version {version} is registered in block {receipt['block_number']}")
+
+
+def _architecture(manifest: Manifest, store: ShardStore) -> str:
+    """The class name in the artifact's config.json; the import has checked that there is one."""
+    import json
+
+    from node.storage.artifact import read_artifact_file
+    from node.storage.directory import CONFIG_SIZE_MAX
+
+    config = json.loads(read_artifact_file(manifest, store, "config.json", CONFIG_SIZE_MAX))
+    return str(config["architectures"][0])
 
 
 def _chosen_manifest(found: list[ManifestHash], wanted: str | None) -> ManifestHash:
@@ -206,7 +225,9 @@ def _show_state(state: dict[str, Any], as_json: bool) -> None:
         common.show_json(state)
     else:
         pinned = ", pinned" if state["pinned"] else ""
-        click.echo(f"{state['model_id']} version {state['version']}: {state['state']}{pinned} {state['detail']}".rstrip())
+        click.echo(
+            f"{state['model_id']} version {state['version']}: {state['state']}{pinned} {state['detail']}".rstrip()
+        )
 
 
 @model.command("switch")

@@ -92,7 +92,9 @@ def revoke(
 @click.option("--version", "version", help="Default: the newest.")
 @common.rpc_options
 @common.json_option
-def check(model_id: str, address: str | None, version: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
+def check(
+    model_id: str, address: str | None, version: str | None, rpc_url: str, token: str | None, as_json: bool
+) -> None:
     """May an account use a model? The decision is recorded on the ledger. Exit status 1 if not."""
     params = {"model_id": model_id, "version": version, "account": address}
     answer = common.client(rpc_url, token).call("checkTier", **{k: v for k, v in params.items() if v is not None})

@@ -96,6 +96,17 @@ class ModelCache:
         assert used_bytes <= self._budget_bytes, f"{used_bytes} bytes in a cache of {self._budget_bytes}"
         assert len(self._residents) <= self._models_max
 
+    def resize(self, key: str, size_bytes: int) -> None:
+        """It turned out to take another size; NoSpace, and nothing changed, if that is too much."""
+        resident = self._residents[key]
+        used_bytes = sum(other.size_bytes for other in self._residents.values()) - resident.size_bytes
+        if used_bytes + size_bytes > self._budget_bytes:
+            raise NoSpace(
+                f"{key} takes {size_bytes} bytes, more than its {resident.size_bytes} because its weights cannot be "
+                f"mapped as they are; the cache has {self._budget_bytes - used_bytes} for it; import the model again"
+            )
+        self._residents[key] = replace(resident, size_bytes=size_bytes)
+
     def remove(self, key: str, evicted: bool = False) -> None:
         """Its memory is back. Unknown keys are fine: a crash empties the engine before its callers know."""
         if self._residents.pop(key, None) is not None and evicted:

@@ -3,6 +3,7 @@
 Owns the process, the socket to it and who waits for which reply. Knows no cache policy and no restarts.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -42,6 +43,9 @@ STALL_TIMEOUT_S = 900.0
 
 COMMANDS_MAX = 1024
 """Commands on their way to the process at once; it reads them as they come, so few ever wait."""
+
+GRACE_S = 5.0
+"""What a dying process gets to be gone; a crash that writes a core dump takes a moment."""
 
 ENDED = "the engine process ended ({reason}) while it worked on this; it starts again, try once more"
 
@@ -137,6 +141,7 @@ class Child:
         self._waiting: dict[int, _Waiting] = {}
         self._commands_in, self._commands_out = trio.open_memory_channel[bytes](COMMANDS_MAX)
         self._ended: str | None = None
+        self._closed = False
 
     @property
     def pid(self) -> int | None:
@@ -180,10 +185,10 @@ class Child:
         assert self._process is not None
         assert self._stream is not None
         with trio.CancelScope(shield=True):
-            # An end of its own shows as end of file a moment before the process can be waited for.
-            died = self._process.poll() is not None
-            if not died:
-                self._process.kill()
+            if self._closed:
+                # An end of its own shows as end of file a moment before the process can be waited for.
+                await trio.to_thread.run_sync(_wait, self._process, GRACE_S)
+            self._process.kill()
             await trio.to_thread.run_sync(self._process.wait)
             await self._stream.aclose()
         self._ended = _ending(self._process.returncode)
@@ -280,11 +285,17 @@ class Child:
             try:
                 part = await self._stream.receive_some(size - len(parts))
             except trio.BrokenResourceError:
-                return None
+                part = b""
             if not part:
+                self._closed = True
                 return None
             parts += part
         return bytes(parts)
+
+
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_s)
 
 
 def _environment(threads: int) -> dict[str, str]:

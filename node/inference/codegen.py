@@ -12,7 +12,7 @@ from node.inference.decoder import Decoder, KeyValues, Product, Shape
 from node.inference.weights import BuiltModel
 
 BLOCKS = 4
-"""The fused projection is stored as it was computed on this many cores: query, value, key of a quarter of the heads each."""
+"""The fused projection lies in this many blocks, each with query, value and key of its share of the heads."""
 
 
 class Norm:
@@ -108,8 +108,7 @@ class CodeGenDecoder(Decoder):
         parts = projected.view(rows, BLOCKS, 3, -1)
         # In this order, unlike anybody else.
         query, value, key = (
-            parts[:, :, part].reshape(rows, self.shape.heads, self.shape.head_size).transpose(0, 1)
-            for part in range(3)
+            parts[:, :, part].reshape(rows, self.shape.heads, self.shape.head_size).transpose(0, 1) for part in range(3)
         )
         turns = self._turns[start : start + rows]
         memory.keys[index][0, :, start : start + rows] = self._turn(key, turns)

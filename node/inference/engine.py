@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import trio
@@ -39,6 +40,12 @@ STEADY_S = 60.0
 """A process that lived this long was sound: the next crash counts as the first again."""
 
 _log = logging.getLogger("aigen.engine")
+
+
+class _Ready(Protocol):
+    """trio's TaskStatus, which the stubs that come with libp2p do not know."""
+
+    def started(self, value: None, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -91,12 +98,12 @@ class Engine:
         self._requests_total = 0
         self._counted = Counted()
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, task_status: _Ready = trio.TASK_STATUS_IGNORED) -> None:
         """Supervise the engine process until cancelled; the process is dead when this returns."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
-                task_status.started()
+                task_status.started(None)
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
@@ -115,7 +122,9 @@ class Engine:
             child = await self._running_child()
             self._cache.add(spec.key, spec.total_size, pin)
             try:
-                self._models[spec.key] = await self._ask_load(child, spec)
+                model = await self._ask_load(child, spec)
+                self._cache.resize(spec.key, model.mapped_bytes + model.private_bytes)
+                self._models[spec.key] = model
             except BaseException:
                 self._forget(spec.key)
                 if self._child is child:
@@ -169,9 +178,7 @@ class Engine:
 
     def loaded(self) -> tuple[LoadedModel, ...]:
         """What is in memory, the least recently used first."""
-        return tuple(
-            self._models[resident.key] for resident in self._cache.residents() if resident.key in self._models
-        )
+        return tuple(self._models[resident.key] for resident in self._cache.residents() if resident.key in self._models)
 
     def statistics(self) -> EngineStatistics:
         """A frozen picture."""
@@ -264,7 +271,7 @@ class Engine:
         assert self._child is not None
         return self._child
 
-    async def _serve_child(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve_child(self, task_status: _Ready) -> None:
         """One life of the process, from its start to the clearing up after its end."""
         child = Child(self._threads)
         born = trio.current_time()
@@ -272,7 +279,7 @@ class Engine:
             await child.start()
             self._child = child
             self._starts += 1
-            task_status.started()
+            task_status.started(None)
             await child.serve()
         finally:
             # Also on cancellation: the process is dead and waited for before the node goes on.
@@ -298,4 +305,3 @@ class Engine:
                 await self.load(spec, pin=True)
             except Refused as error:
                 _log.error("%s could not be loaded again: %s", spec.key, error)
-

@@ -1,4 +1,4 @@
-"""The language between the node and its engine process: commands down, replies up, one length-prefixed msgpack frame each.
+"""The language between the node and its engine process: commands down, replies up, msgpack frames with their lengths.
 
 Owns the frame format and its limit. Knows nothing of how either side acts on a frame.
 """
@@ -11,7 +11,7 @@ from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NoSpace
 from node.inference.spec import Chunk, LoadedModel, ModelSpec, Parameters, Prompt
 
 FRAME_BYTES_MAX = 32 << 20
-"""One frame: a prompt of the largest size with every character four bytes, or a spec with every shard, and room to spare."""
+"""One frame: the largest prompt with four bytes a character, or the largest spec, and room to spare."""
 
 HEADER = struct.Struct(">I")
 """The length that goes before each frame."""
@@ -89,8 +89,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 Reply = Hello | Loaded | Unloaded | Delta | Failed
 
 _KINDS: dict[int, type[Refused]] = {
-    kind.code: kind
-    for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)
+    kind.code: kind for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)
 }
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)

@@ -113,7 +113,8 @@ class LlamaDecoder(Decoder):
         sine = angles.sin_().mul_(self._sign).mul_(self._rotary_scale)
         half = shape.head_size // 2
         turned = torch.empty((all_heads, shape.head_size))
-        hidden = self._embedding[token].float()
+        # A copy also in fp32: the sums below go into it, and the weights are read-only memory.
+        hidden = self._embedding[token].to(torch.float32, copy=True)
         for index, layer in enumerate(self._layers):
             vector = layer.attention_norm.row(hidden)
             if layer.query_value is not None:

@@ -3,6 +3,7 @@
 Owns the checks between what the configuration promises and what the files hold. Knows no tokens and no generation.
 """
 
+import ctypes
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +12,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    CodeGenConfig,
+    CodeGenForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
 
 from contracts.errors import BadInput
@@ -83,7 +90,7 @@ def build(key: str, files: ArtifactFiles, mapping: ShardMapping) -> BuiltModel:
         config = config_class.from_dict(raw)
         _check_rotary(key, config)
         with torch.device("meta"):
-            model = model_class._from_config(config, dtype=precision, attn_implementation="sdpa")
+            model = model_class._from_config(config, dtype=precision)
     except _CONFIG_ERRORS as error:
         raise BadInput(f"config.json of {key} does not describe a {architecture}: {error}") from error
     _check_names_and_shapes(key, model, entries)
@@ -174,10 +181,12 @@ def _check_names_and_shapes(key: str, model: nn.Module, entries: Mapping[str, Te
         raise BadInput(f"{len(wrong)} tensors of {key} have another shape than its config.json says: {_shown(wrong)}")
 
 
-def _assign(
-    model: nn.Module, entries: Mapping[str, TensorEntry], mapping: ShardMapping, precision: torch.dtype
-) -> int:
-    """Put the views in place; returns the bytes that had to be copied because they are stored in another type."""
+def _assign(model: nn.Module, entries: Mapping[str, TensorEntry], mapping: ShardMapping, precision: torch.dtype) -> int:
+    """Put the views in place; returns the bytes that had to be copied.
+
+    Copied is what is stored in another type, and what does not lie at a multiple of its element size: torch's kernels
+    may crash on that. An artifact has its weights first in the stream, so this is rare.
+    """
     private_bytes = 0
     tied = _tied(model)
     state = {}
@@ -185,13 +194,20 @@ def _assign(
         if name in tied:
             continue
         tensor = mapping.tensor(PRECISIONS[entry.dtype], entry.shape, entry.offset)
-        if tensor.dtype != precision:
-            tensor = tensor.to(precision)
+        if tensor.dtype != precision or tensor.data_ptr() % tensor.itemsize:
+            tensor = _copied(tensor).to(precision)
             private_bytes += tensor.nbytes
         state[name] = tensor
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()  # type: ignore[operator]
     return private_bytes
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """The same in memory of our own, byte by byte: it may not be aligned."""
+    copy = torch.empty_like(tensor)
+    ctypes.memmove(copy.data_ptr(), tensor.data_ptr(), tensor.nbytes)
+    return copy
 
 
 def _place_rotary(model: Any, config: Any) -> None:

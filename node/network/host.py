@@ -16,7 +16,7 @@ import errno
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from multiaddr import Multiaddr
 
 from contracts.errors import BadPeer, Busy, Conflict
@@ -98,10 +99,12 @@ class Host:
                         return
                     except STREAM_ERRORS as error:
                         reason = _cause(error)
+                        if any(isinstance(inner, PeerIDMismatchesPubkey) for inner in _chain(error)):
+                            raise BadPeer(
+                                f"Another node than {address.node_id} answers at {address.host}:{address.port}."
+                            ) from None
         except trio.TooSlowError:
             raise Busy(f"{address} did not answer within {DIAL_S_MAX:.0f} s.") from None
-        if "mismatch" in reason.lower():
-            raise BadPeer(f"Another node than {address.node_id} answers at {address.host}:{address.port}: {reason}.")
         raise Busy(f"{address} cannot be reached: {reason}.")
 
     async def disconnect(self, node_id: NodeId) -> None:
@@ -236,20 +239,38 @@ async def open_host(
     network.set_stream_handler(host.accept)
     network.register_notifee(_Notifee(host))
     kind = "ip6" if ":" in listen_host else "ip4"
-    async with basic.run([Multiaddr(f"/{kind}/{listen_host}/tcp/{listen_port}")]):
-        if not basic.get_transport_addrs():
-            raise Conflict(f"Cannot listen on {listen_host}:{listen_port}; choose another port for the control plane.")
+    multiaddr = Multiaddr(f"/{kind}/{listen_host}/tcp/{listen_port}")
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_run_until, basic, network, multiaddr, stop)
+        listens = bool(basic.get_transport_addrs())
         try:
-            yield host
+            if listens:
+                yield host
         finally:
             host.on_connected = host.on_disconnected = host.on_offence = _ignore
+            stop.set()
+    if not listens:
+        raise Conflict(f"Cannot listen on {listen_host}:{listen_port}; choose another port for the control plane.")
+
+
+async def _run_until(
+    basic: Any, network: Any, multiaddr: Multiaddr, stop: trio.Event, *, task_status: Any = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the host until `stop` is set, then end it in order.
+
+    Shielded, because cancellation must not reach libp2p's tasks: they would drop their sockets unclosed.
+    """
+    with trio.CancelScope(shield=True):
+        async with basic.run([multiaddr]):
+            task_status.started()
+            await stop.wait()
             await _close(basic, network)
 
 
 async def _close(basic: Any, network: Any) -> None:
-    """End all connections at once, then the host: libp2p's own close takes 0.2 s a peer, one after the other, and does
-    nothing at all in a cancelled scope."""
-    with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S_MAX):
+    """End all connections at once, then the host: libp2p's own close takes 0.2 s a peer, one after the other."""
+    with trio.move_on_after(CLOSE_S_MAX):
         async with trio.open_nursery() as nursery:
             for peer in list(network.connections):
                 nursery.start_soon(network.close_peer, peer)
@@ -335,13 +356,17 @@ async def _finish(stream: Any, done: bool) -> None:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason libp2p gives; the outer ones only name layers."""
-    reasons = []
+    reasons = [str(inner) for inner in _chain(error) if str(inner)]
+    return reasons[-1].rstrip(".") if reasons else type(error).__name__
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, step by step; of several causes (libp2p's MultiError) the first."""
     inner: BaseException | None = error
     while inner is not None:
-        reasons += [str(inner)] if str(inner) else []
+        yield inner
         nested = getattr(inner, "errors", None)
         inner = nested[0] if nested else inner.__cause__
-    return reasons[-1].rstrip(".") if reasons else type(error).__name__
 
 
 def _ignore(_node_id: NodeId, _reason: str = "") -> None:

@@ -175,7 +175,7 @@ class Guard:
             return None
         if origin not in self._origins and ANY not in self._origins:
             raise NotAllowed(
-                f"a web page of {origin[:100]!r} may not call this node: add its origin to rpc.allowed_origins to let it"
+                f"a web page of {origin[:100]!r} may not call this node: if it may, add it to rpc.allowed_origins"
             )
         return origin
 

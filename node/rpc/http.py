@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -63,7 +64,11 @@ class RpcApp:
     def asgi(self) -> Starlette:
         return Starlette(
             routes=[Route("/", self.rpc, methods=["POST"]), Route("/health", self.health, methods=["GET"])],
-            exception_handlers={HTTPException: _on_http_exception, Turned: self._on_turned},
+            exception_handlers={
+                HTTPException: _on_http_exception,
+                Turned: self._on_turned,
+                ClientDisconnect: _on_client_gone,
+            },
         )
 
     async def health(self, _request: Request) -> Response:
@@ -104,15 +109,14 @@ class RpcApp:
             raise _too_large(bound)
         body = bytearray()
         with trio.move_on_after(self._limits.read_timeout_s) as scope:
-            async for part in request.stream():
-                body += part
-                if len(body) > bound:
-                    raise _too_large(bound)
+            async with aclosing(request.stream()) as parts:
+                async for part in parts:
+                    body += part
+                    if len(body) > bound:
+                        raise _too_large(bound)
         if scope.cancelled_caught:
             bound_s = self._limits.read_timeout_s
-            raise Turned(
-                408, Busy(f"{len(body)} bytes of the body arrived within {bound_s:g} s, not all: send it again")
-            )
+            raise Turned(408, Busy(f"{len(body)} bytes of the body came within {bound_s:g} s, not all: send it again"))
         return bytes(body)
 
     async def take_turn(self) -> bool:
@@ -250,8 +254,14 @@ def _too_large(bound: int) -> Turned:
 
 
 def _busy(limits: RpcLimits) -> Response:
-    line = f"{limits.concurrent_requests} requests are being answered already (rpc.concurrent_requests): try again in a moment"
+    bound = limits.concurrent_requests
+    line = f"{bound} requests are being answered already (rpc.concurrent_requests): try again in a moment"
     return _json(jsonrpc.error_answer(Busy.code, line), 503, {"retry-after": str(RETRY_AFTER_S)})
+
+
+async def _on_client_gone(_request: Request, _error: Exception) -> Response:
+    """The client left while its body was read: nobody is there to see this."""
+    return Response(status_code=400)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -31,7 +31,7 @@ class RpcLimits:
     connections: int = 256
     """Open connections; one more waits in the kernel's backlog."""
     header_bytes: int = 16 << 10
-    """A request's line and headers."""
+    """A request's line and headers while they are incomplete; what comes whole in one read of 64 KiB is taken."""
     header_timeout_s: float = 10.0
     """For a request's headers to arrive, counted from the connection's opening or the answer before."""
     read_timeout_s: float = 30.0

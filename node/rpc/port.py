@@ -216,7 +216,10 @@ class StartStep(msgspec.Struct, frozen=True):
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
-    """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one."""
+    """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
+
+    `pieces_fetched` and `bytes_fetched` came from other nodes since this one started.
+    """
 
     node_id: NodeId
     operator: Address
@@ -231,6 +234,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     disk_used: int
     cache_budget: int
     cache_used: int
+    pieces_fetched: int
+    bytes_fetched: int
     steps: tuple[StartStep, ...]
     models: tuple[LoadState, ...]
 

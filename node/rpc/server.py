@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -22,7 +22,6 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from trio import TaskStatus
 
 from contracts.errors import BadInput, Conflict, NotAllowed
 from node.config import RpcSettings
@@ -45,6 +44,12 @@ class RpcStatistics:
     requests_active: int
     requests_total: int
     requests_refused: int
+
+
+class Started(Protocol):
+    """trio's TaskStatus for the URLs (the stubs that come with libp2p do not know that name)."""
+
+    def started(self, value: list[str], /) -> None: ...
 
 
 class Connection(trio.abc.HalfCloseableStream):
@@ -79,7 +84,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
 
 class LimitedListener(trio.abc.Listener[Connection]):
-    """Accepts a connection only when one of `slots` is free; whoever serves it releases the slot."""
+    """Hands out a connection only when one of `slots` is free; whoever serves it releases the slot."""
 
     def __init__(self, listener: trio.SocketListener, slots: trio.Semaphore, write_timeout_s: float) -> None:
         self._listener = listener
@@ -87,12 +92,13 @@ class LimitedListener(trio.abc.Listener[Connection]):
         self._write_timeout_s = write_timeout_s
 
     async def accept(self) -> Connection:
-        await self._slots.acquire()
+        stream = await self._listener.accept()
         try:
-            return Connection(await self._listener.accept(), self._write_timeout_s)
-        except BaseException:
-            self._slots.release()
+            await self._slots.acquire()
+        except trio.Cancelled:
+            stream.socket.close()
             raise
+        return Connection(stream, self._write_timeout_s)
 
     async def aclose(self) -> None:
         await self._listener.aclose()
@@ -130,11 +136,16 @@ class RpcServer:
             requests_refused=app.requests_refused if app else 0,
         )
 
-    async def serve(self, *, task_status: TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self, *, task_status: Started = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and answer until cancelled; reports the URLs when ready. Raises Conflict when the port is in use."""
         sockets = await self._listen()
         loopback = all(_is_loopback(listener) for listener in sockets)
-        check_any_origin(self._settings, loopback)
+        try:
+            check_any_origin(self._settings, loopback)
+        except BadInput:
+            for listener in sockets:
+                listener.socket.close()
+            raise
         dispatcher = Dispatcher(self._methods, self._limits.batch_concurrency, aigen_methods.ORDERED)
         self._app = RpcApp(self._node, dispatcher, self._limits, loopback, self._clock)
         guard = Guard(self._app.asgi(), self._settings, self._limits, loopback)

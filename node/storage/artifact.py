@@ -58,8 +58,11 @@ class Source(Protocol):
     def open(self) -> None: ...
     def read(self, view: memoryview, offset: int) -> None: ...
     def close(self) -> None: ...
-    def finish(self, digest: bytes) -> None:
-        """All was read and has this SHA-256: raise if these are not the bytes that were promised."""
+    def finish(self) -> None:
+        """All was read: let go, and raise if the file changed meanwhile."""
+
+    def prove(self, digest: bytes) -> None:
+        """What was read has this SHA-256: raise if that is not what was promised."""
 
 
 class FileSource:
@@ -83,11 +86,13 @@ class FileSource:
             if read_exactly(self._descriptor, view, offset) != len(view):
                 raise self._changed()
 
-    def finish(self, digest: bytes) -> None:
-        now = os.fstat(self._descriptor)
-        before = self._facts
+    def finish(self) -> None:
+        now, before = os.fstat(self._descriptor), self._facts
+        self.close()
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):
             raise self._changed()
+
+    def prove(self, digest: bytes) -> None:
         if self._expected is not None and digest != self._expected:
             raise self._changed()
 
@@ -158,7 +163,10 @@ class ShardSource:
     def read(self, view: memoryview, offset: int) -> None:
         self._reader.read(view, self._offset + offset)
 
-    def finish(self, digest: bytes) -> None:
+    def finish(self) -> None:
+        self.close()
+
+    def prove(self, digest: bytes) -> None:
         if digest != self._expected:
             raise Corrupt(f"the shards of the interrupted import are damaged: {self.path} differs; import it anew")
 
@@ -194,8 +202,7 @@ class _Feeder:
         """The parts of the last block have been hashed: finish the files that ended in it."""
         for source, hasher in self._ended:
             digest = hasher.digest()
-            source.finish(digest)
-            source.close()
+            source.prove(digest)
             self.files.append(ManifestFile(source.path, source.size_bytes, digest))
         self._ended.clear()
 
@@ -208,8 +215,6 @@ class _Feeder:
         self.settle()
 
     def close(self) -> None:
-        for source, _ in self._ended:
-            source.close()
         if self._current is not None:
             self._current.close()
 
@@ -224,6 +229,7 @@ class _Feeder:
 
     def _end_full(self) -> None:
         if self._current is not None and self._offset == self._current.size_bytes:
+            self._current.finish()
             self._ended.append((self._current, self._hash))
             self._current = None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from contracts.errors import BadInput, Conflict, Corrupt, NoSpace, NotAllowed, Refused
+from contracts.errors import BadInput, Conflict, Corrupt, NoSpace, NotAllowed, NotFound, Refused
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NOT_ALLOWED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -48,7 +48,9 @@ def refusal(action: str, path: Path, error: OSError) -> Refused | None:
         return Corrupt(f"{action} {path}: the disk reported an input/output error; check the disk")
     if number == errno.ELOOP:
         return BadInput(f"{action} {path}: it is a symbolic link, which is not followed; put the real file there")
-    if number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+    if number == errno.ENOENT:
+        return NotFound(f"{action} {path}: there is no such file; check the path")
+    if number in (errno.ENOTDIR, errno.EISDIR):
         return BadInput(f"{action} {path}: {os.strerror(number)}; check the path")
     return None
 

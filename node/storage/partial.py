@@ -166,13 +166,16 @@ class PartialShard:
             if index == self._whole_next:
                 self._whole.update(data)
                 self._whole_next += 1
+                self._catch_up()
         finally:
             self._whole_lock.release()
 
     def _catch_up(self) -> None:
-        buffer = memoryview(bytearray(PIECE_SIZE))
-        while self._whole_next < self.piece_count:
-            piece = buffer[: self._piece_size(self._whole_next)]
+        """Go on over the pieces that came before their turn; they are read back from the file."""
+        buffer = bytearray()
+        while self._whole_next < self.piece_count and self._present[self._whole_next]:
+            buffer = buffer or bytearray(PIECE_SIZE)
+            piece = memoryview(buffer)[: self._piece_size(self._whole_next)]
             with explained("reading", self._path):
                 read_exactly(self._descriptor, piece, self._whole_next * PIECE_SIZE)
             self._whole.update(piece)

@@ -1,5 +1,6 @@
 """Stand-ins for the rooms around node.network: a ledger of numbered byte strings."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -97,3 +98,9 @@ class FakeLedger:
 
 def block(number: int) -> bytes:
     return b"block %d " % number + bytes(100)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that nothing signals; the test's deadline bounds it."""
+    while not condition():
+        await trio.lowlevel.checkpoint()

@@ -1,0 +1,258 @@
+"""`aigen init`, `aigen start`, `aigen status`: one node from nothing to ready."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from contracts.errors import Conflict
+from node import config as settings
+from node.cli import common
+
+if TYPE_CHECKING:
+    from genesis.config import GenesisConfig
+    from ledger.keys import Key
+
+
+@click.command("init")
+@click.option("--model", default="", help="The core model of a worker: preloaded and pinned. Default: the ledger's.")
+@click.option("--role", type=click.Choice(["worker", "storage", "gateway"]), default="worker", show_default=True)
+@click.option(
+    "--genesis",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The network to join. Default: a new network of your own, with this node's operator as admin and authority.",
+)
+@click.option(
+    "--bootstrap", multiple=True, help="A peer to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID. May be repeated."
+)
+@click.option("--listen", default="127.0.0.1", show_default=True, help="Address for other nodes; 0.0.0.0 for all.")
+@click.option("--advertise", default="", help="Name or address others reach this node at. Default: --listen.")
+@click.option("--rpc-host", default="127.0.0.1", show_default=True)
+@click.option("--rpc-port", type=int, default=9944, show_default=True)
+@click.option("--control-port", type=int, default=9945, show_default=True)
+@click.option("--data-port", type=int, default=9946, show_default=True)
+@click.option(
+    "--operator-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keystore of the operator's account. Default: a new key.",
+)
+@common.data_dir_option
+@common.password_option
+@common.json_option
+def init(
+    model: str,
+    role: settings.Role,
+    genesis: Path | None,
+    bootstrap: tuple[str, ...],
+    listen: str,
+    advertise: str,
+    rpc_host: str,
+    rpc_port: int,
+    control_port: int,
+    data_port: int,
+    operator_key: Path | None,
+    data_dir: Path,
+    password_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Set up a node: a commented config, the node's identity and the operator's key. Overwrites nothing."""
+    from ledger import keystore
+    from ledger.keys import Key
+    from node.network.addresses import parse_control
+
+    if data_dir.exists() and any(data_dir.iterdir()):
+        raise Conflict(f"{data_dir} is not empty: this node is set up already, or choose another --data-dir")
+    settings.check_model_id(model)
+    for peer in bootstrap:
+        parse_control(peer)
+    password = common.read_password(password_file, "Password for the operator's key", confirm=operator_key is None)
+    key = Key.generate() if operator_key is None else keystore.read(operator_key, password)
+    network, genesis_text = _network(genesis, key)
+    config = settings.Config(
+        node=settings.NodeSettings(role=role, model=model),
+        rpc=settings.RpcSettings(host=rpc_host, port=rpc_port),
+        network=settings.NetworkSettings(listen, advertise, control_port, data_port, bootstrap),
+        inference=settings.InferenceSettings(
+            cache_size=settings.recommended_cache_size(role, _tier_cache(network, model))
+        ),
+    )
+    node_id = _write(data_dir, config, genesis_text, key, password)
+    _show_init(data_dir, node_id, key, network, founded=genesis is None, as_json=as_json)
+
+
+def _network(path: Path | None, operator: Key) -> tuple[GenesisConfig, bytes]:
+    """The genesis to use and its TOML: the named file's, or that of a new network with this operator as its founder."""
+    from genesis import config as genesis_config
+    from genesis.config import Account
+    from genesis.new import new_genesis
+    from genesis.toml import dump
+
+    if path is not None:
+        loaded = genesis_config.load(path)
+        return loaded, path.read_bytes()
+    founded = new_genesis(
+        "aigen",
+        admins=[operator.address],
+        authorities=[operator.address],
+        accounts=[Account(operator.address, "unlimited")],
+        timestamp=int(time.time()),
+    )
+    return founded, dump(founded).encode()
+
+
+def _tier_cache(network: GenesisConfig, model: str) -> int:
+    """The recommended cache of the tier that the model needs; of the lowest tier for a model not in the catalogue."""
+    sizes = {tier.name: tier.cache_size for tier in network.tiers}
+    needed = {entry.model_id: entry.minimum_tier for entry in network.catalogue} | {
+        entry.model_id: entry.minimum_tier for entry in network.models
+    }
+    lowest = min(network.tiers, key=lambda tier: tier.rank).name
+    return sizes[needed.get(model, lowest)] if model else sizes[lowest]  # type: ignore[call-overload]
+
+
+def _write(data_dir: Path, config: settings.Config, genesis_text: bytes, key: Key, password: str) -> str:
+    """Everything into a new directory beside, then one rename: a data directory is there whole or not at all."""
+    from ledger import keystore
+    from node.network.identity import NodeIdentity
+
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}-", dir=data_dir.parent))
+    try:
+        settings.write(draft / "config.toml", config)
+        settings.load(draft / "config.toml", environment={})
+        (draft / "genesis.toml").write_bytes(genesis_text)
+        identity = NodeIdentity.create(draft / "node.key")
+        keystore.write(draft / "keys" / "operator.json", key, password)
+        draft.rename(data_dir)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return identity.node_id
+
+
+def _show_init(data_dir: Path, node_id: str, key: Key, network: GenesisConfig, founded: bool, as_json: bool) -> None:
+    fields = {
+        "data_dir": str(data_dir),
+        "node_id": node_id,
+        "operator": f"0x{key.address.hex()}",
+        "network": network.network.name,
+        "chain_id": network.network.chain_id,
+    }
+    if as_json:
+        common.show_json(fields)
+        return
+    common.show_fields(fields.items())
+    if founded:
+        click.echo(f"\nA new network: others join it with --genesis {data_dir / 'genesis.toml'}. Next: aigen start")
+    else:
+        click.echo(f"\nAn admin enrols the operator with `aigen account enrol {fields['operator']}`. Next: aigen start")
+
+
+@click.command("start")
+@click.option("--rpc-host", help="Override the config.")
+@click.option("--rpc-port", type=int, help="Override the config.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@common.data_dir_option
+@common.password_option
+def start(
+    rpc_host: str | None, rpc_port: int | None, log_level: str, data_dir: Path, password_file: Path | None
+) -> None:
+    """Run the node until SIGTERM or SIGINT."""
+    import logging
+    import sys
+
+    import trio
+
+    from ledger import keystore
+    from node import startup
+
+    directory = startup.DataDirectory(data_dir)
+    flags = {"rpc.host": rpc_host, "rpc.port": rpc_port}
+    config = settings.load(directory.config, flags={name: value for name, value in flags.items() if value is not None})
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    for room in ("node", "ledger", "aigen"):
+        logging.getLogger(room).setLevel(log_level.upper())
+    password = common.read_password(password_file, f"Password of {directory.operator_key}")
+    operator = keystore.read(directory.operator_key, password)
+    trio.run(_run_until_stopped, directory, config, operator, strict_exception_groups=True)
+
+
+async def _run_until_stopped(directory: Any, config: settings.Config, operator: Key) -> None:
+    """The node, ended cleanly by a signal; of what went wrong, the first refusal is what the user gets to see."""
+    import signal
+
+    import trio
+
+    from contracts.errors import Refused
+    from node import startup
+
+    async def stop_on_signal(scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                click.echo(f"aigen: {signal.Signals(number).name}, stopping", err=True)
+                scope.cancel()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop_on_signal, nursery.cancel_scope)
+            await startup.run(directory, config, operator)
+    except* Refused as group:
+        raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@click.command("status")
+@common.rpc_options
+@common.json_option
+def status(rpc_url: str, token: str | None, as_json: bool) -> None:
+    """What this node is doing, step by step. Exit status 1 until it is ready."""
+    rpc = common.client(rpc_url, token)
+    node, chain = rpc.call("getNodeInfo"), rpc.call("getChainInfo")
+    if as_json:
+        common.show_json({"node": node, "chain": chain})
+    else:
+        _show_status(node, chain)
+    if node["status"] != "ready":
+        raise SystemExit(1)
+
+
+def _show_status(node: dict[str, Any], chain: dict[str, Any]) -> None:
+    common.show_fields(
+        [
+            ("status", node["status"]),
+            ("node", f"{node['node_id']} ({node['role']})"),
+            ("operator", node["operator"]),
+            ("network", f"{chain['name']}, chain id {chain['chain_id']}, block {chain['head_number']}"),
+            ("peers", len(node["peers"])),
+            *(("endpoint", endpoint) for endpoint in node["endpoints"]),
+            ("disk", f"{common.size(node['disk_used'])} of {common.size(node['disk_budget'])}"),
+            ("cache", f"{common.size(node['cache_used'])} of {common.size(node['cache_budget'])}"),
+        ]
+    )
+    common.show_table(("step", "state", ""), [(step["name"], step["state"], step["detail"]) for step in node["steps"]])
+    rows = [
+        (
+            f"{state['model_id']} {state['version']}",
+            state["state"] + (", pinned" if state["pinned"] else ""),
+            f"{common.size(state['bytes_done'])} of {common.size(state['bytes_total'])}",
+            state["detail"],
+        )
+        for state in node["models"]
+    ]
+    if rows:
+        common.show_table(("model", "state", "bytes", ""), rows)

@@ -1,0 +1,119 @@
+"""Models on this node, from absent to loaded: fetch what is missing, verify, load, pin. One load a model at a time.
+
+Owns the state of each model as `getLoadState` shows it. A load goes on when whoever asked for it leaves; others may
+wait for it too. Knows neither who asks nor whether they may.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import trio
+
+from contracts.errors import Refused
+from node.inference.engine import Engine
+from node.inference.spec import FileEntry, ModelSpec
+from node.registry import Model, ModelKey
+from node.replication import FetchProgress, Replication
+from node.rpc.port import LoadState, ModelState
+from node.storage.manifest import Manifest
+
+PROGRESS_INTERVAL_S = 0.25
+"""How often somebody who waits is told how far a load is."""
+
+log = logging.getLogger(__name__)
+
+
+def engine_key(model: Model) -> str:
+    """The engine's name for a model."""
+    return f"{model.model_id}@{model.version}"
+
+
+@dataclass
+class _Load:
+    """One load under way, or how the last one failed."""
+
+    model: Model
+    pin: bool
+    state: ModelState = "fetching"
+    progress: FetchProgress = field(default_factory=FetchProgress)
+    failure: Refused | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+class Loading:
+    def __init__(self, replication: Replication, engine: Engine, nursery: trio.Nursery) -> None:
+        """Loads run in `nursery` and end with it."""
+        self._replication = replication
+        self._engine = engine
+        self._nursery = nursery
+        self._loads: dict[ModelKey, _Load] = {}
+
+    def state(self, model: Model) -> LoadState:
+        loaded = next((one for one in self._engine.loaded() if one.key == engine_key(model)), None)
+        load = self._loads.get(model.key)
+        if load is not None and not load.done.is_set():
+            done, total = load.progress.bytes_done, load.progress.bytes_total
+            return _state(model, load.state, load.pin, done, total, "")
+        if loaded is not None:
+            return _state(model, "loaded", loaded.pinned, model.total_size, model.total_size, "")
+        if load is not None and load.failure is not None:
+            progress = load.progress
+            return _state(model, "failed", False, progress.bytes_done, progress.bytes_total, str(load.failure))
+        return _state(model, "absent", False, 0, model.total_size, "")
+
+    def is_loaded(self, model: Model) -> bool:
+        return self.state(model).state == "loaded"
+
+    def start(self, model: Model, pin: bool = False) -> None:
+        """Begin to load, unless it is loaded or on its way."""
+        load = self._loads.get(model.key)
+        if load is not None and not load.done.is_set():
+            load.pin |= pin
+            return
+        if self.is_loaded(model) and not pin:
+            return
+        load = self._loads[model.key] = _Load(model, pin)
+        self._nursery.start_soon(self._run, load)
+
+    async def wait(self, model: Model) -> LoadState:
+        """Begin if need be, and return once it is loaded. Raises why it failed."""
+        self.start(model)
+        load = self._loads.get(model.key)
+        if load is not None:
+            await load.done.wait()
+            if load.failure is not None:
+                raise load.failure
+        return self.state(model)
+
+    async def unload(self, model: Model) -> LoadState:
+        """Raises Conflict for the pinned model, Busy for one that is answering, NotFound when it is not loaded."""
+        await self._engine.unload(engine_key(model))
+        return self.state(model)
+
+    async def _run(self, load: _Load) -> None:
+        try:
+            manifest = await self._replication.hold_all(load.model, load.progress)
+            load.state = "loading"
+            await self._engine.load(self._spec(load.model, manifest), pin=load.pin)
+            self._replication.wake()
+        except Refused as error:
+            load.failure = error
+            log.warning("loading %s failed: %s", engine_key(load.model), error)
+        finally:
+            load.done.set()
+
+    def _spec(self, model: Model, manifest: Manifest) -> ModelSpec:
+        store = self._replication.store
+        return ModelSpec(
+            key=engine_key(model),
+            total_size=model.total_size,
+            shard_size=model.shard_size,
+            files=tuple(FileEntry(file.path, file.size) for file in manifest.files),
+            shards=tuple(str(store.path(shard_hash)) for shard_hash in model.shard_hashes),
+        )
+
+
+def _state(model: Model, state: ModelState, pinned: bool, done: int, total: int, detail: str) -> LoadState:
+    return LoadState(model.model_id, model.version, state, pinned, done, total, detail)

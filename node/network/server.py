@@ -1,0 +1,256 @@
+"""The data plane's server: pieces and manifests over TLS, to members of the ledger only.
+
+Owns the listening socket, admission and the bounds on connections. Each connection has a worker thread, because
+blocking sockets move several times the bytes a second that trio's TLS does. Knows no ledger: who is a member is asked
+of a function, at every request, so that a node removed from the ledger is cut off at once.
+"""
+
+import errno
+import functools
+import logging
+import secrets
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NotAllowed, NotFound, Refused
+from contracts.types import ManifestHash, NodeId, ShardHash
+from node.network.identity import NodeIdentity, verify_signature
+from node.network.ports import StartedPort
+from node.network.shelf import Shelf, StorePort
+from node.network.wire import (
+    NONCE_BYTES,
+    Challenge,
+    Channel,
+    DataLimits,
+    GetManifest,
+    GetPieces,
+    Proof,
+    Status,
+    detach,
+    proof_bytes,
+    run_blocking,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DataServerStatistics:
+    """The server at one moment; totals since it was made."""
+
+    connections: int
+    handshakes: int
+    bytes_served: int
+    pieces_served: int
+    manifests_served: int
+    connections_refused: int
+    pieces_damaged: int
+
+
+class DataServer:
+    """Build it, then `await nursery.start(server.run)`; cancel the nursery to stop it."""
+
+    def __init__(
+        self,
+        identity: NodeIdentity,
+        store: StorePort,
+        *,
+        is_member: Callable[[NodeId], bool],
+        listen_host: str,
+        listen_port: int,
+        on_damage: Callable[[ShardHash, int], None] | None = None,
+        limits: DataLimits | None = None,
+    ) -> None:
+        """`is_member` and `on_damage` (a piece of a held shard is not what it should be; it was not served) are called
+        in worker threads."""
+        self._identity = identity
+        self._shelf = Shelf(store)
+        self._is_member = is_member
+        self._on_damage = on_damage
+        self._listen = (listen_host, listen_port)
+        self._limits = limits or DataLimits()
+        self._context = identity.server_context()
+        self._lock = threading.Lock()  # guards everything below; threads and trio both count
+        self._handshakes = 0
+        self._connections: dict[NodeId, int] = {}
+        self._bytes_served = 0
+        self._pieces_served = 0
+        self._manifests_served = 0
+        self._connections_refused = 0
+        self._pieces_damaged = 0
+
+    def statistics(self) -> DataServerStatistics:
+        with self._lock:
+            return DataServerStatistics(
+                connections=sum(self._connections.values()),
+                handshakes=self._handshakes,
+                bytes_served=self._bytes_served,
+                pieces_served=self._pieces_served,
+                manifests_served=self._manifests_served,
+                connections_refused=self._connections_refused,
+                pieces_damaged=self._pieces_damaged,
+            )
+
+    async def run(self, *, task_status: StartedPort = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until cancelled. Started (with the port) once it listens; Conflict: port in use."""
+        host, port = self._listen
+        try:
+            listeners = await trio.open_tcp_listeners(port, host=host)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Conflict(f"Port {port} on {host} is in use; choose another for the data plane.") from None
+            raise Conflict(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from None
+        port = listeners[0].socket.getsockname()[1]
+        log.info("data plane listens on %s:%d", host, port)
+        task_status.started(port)
+        await trio.serve_listeners(self._accept, listeners)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        sock = detach(stream)
+        with self._lock:
+            full = self._handshakes >= self._limits.handshakes_max
+            self._handshakes += not full
+            self._connections_refused += full
+        if full:
+            sock.close()
+            return
+        try:
+            tls = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except OSError as error:  # it is gone already
+            log.debug("a connection ended before it began: %s", error)
+            sock.close()
+            with self._lock:
+                self._handshakes -= 1
+            return
+        await run_blocking(tls, functools.partial(self._serve, tls))
+
+    # Everything below runs in the connection's worker thread.
+
+    def _serve(self, tls: ssl.SSLSocket) -> None:
+        channel = Channel(tls)
+        try:
+            try:
+                node_id = self._admit(channel)
+            finally:
+                with self._lock:
+                    self._handshakes -= 1
+            try:
+                self._serve_member(channel, node_id)
+            finally:
+                self._leave_place(node_id)
+        except Busy as error:
+            log.debug("a data connection ended: %s", error)
+        except Refused as error:
+            log.info("ended a data connection: %s", error)
+
+    def _admit(self, channel: Channel) -> NodeId:
+        """TLS, challenge, proof, membership, room; when this returns, the node has a place."""
+        channel.within(self._limits.handshake_s)
+        channel.handshake()
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        channel.send_frame(Challenge(nonce))
+        with self._told(channel):
+            proof = channel.receive_frame(Proof)
+            node_id = NodeId(proof.node_id)
+            self._check_proof(node_id, proof.signature, nonce)
+            self._check_member(node_id)
+        try:
+            self._take_place(node_id)
+        except Busy as error:
+            self._refuse(channel, Status.BUSY, error)
+            raise
+        return node_id
+
+    def _check_proof(self, node_id: NodeId, signature: bytes, nonce: bytes) -> None:
+        try:
+            genuine = verify_signature(node_id, proof_bytes(self._identity.node_id, node_id, nonce), signature)
+        except BadInput as error:
+            raise BadPeer(str(error)) from None
+        if not genuine:
+            raise NotAllowed(f"the proof is not signed by {node_id}")
+
+    def _check_member(self, node_id: NodeId) -> None:
+        if not self._is_member(node_id):
+            raise NotAllowed(f"{node_id} is no member of this network; it joins with a signed transaction")
+
+    def _take_place(self, node_id: NodeId) -> None:
+        limits = self._limits
+        with self._lock:
+            mine = self._connections.get(node_id, 0)
+            if mine >= limits.connections_per_peer_max:
+                raise Busy(f"{node_id} has {mine} connections already, the most one node may have")
+            if sum(self._connections.values()) >= limits.connections_max:
+                raise Busy(f"{limits.connections_max} connections are open, the most this node serves")
+            self._connections[node_id] = mine + 1
+
+    def _leave_place(self, node_id: NodeId) -> None:
+        with self._lock:
+            self._connections[node_id] -= 1
+            if not self._connections[node_id]:
+                del self._connections[node_id]
+
+    def _serve_member(self, channel: Channel, node_id: NodeId) -> None:
+        channel.send_part()
+        while True:
+            channel.within(self._limits.idle_s)
+            with self._told(channel):
+                request = channel.receive_frame(GetManifest, GetPieces)
+                self._check_member(node_id)
+                match request:
+                    case GetManifest():
+                        self._send_manifest(channel, ManifestHash(request.manifest_hash))
+                    case GetPieces():
+                        self._send_pieces(channel, ShardHash(request.shard_hash), request.first, request.count)
+
+    def _send_manifest(self, channel: Channel, manifest_hash: ManifestHash) -> None:
+        data = self._shelf.manifest_bytes(manifest_hash)
+        channel.within(self._limits.piece_s + len(data) / (1 << 20) * self._limits.piece_s)
+        channel.send_part(data)
+        with self._lock:
+            self._manifests_served += 1
+            self._bytes_served += len(data)
+
+    def _send_pieces(self, channel: Channel, shard_hash: ShardHash, first: int, count: int) -> None:
+        for index in range(first, first + count):
+            try:
+                piece = self._shelf.piece(shard_hash, index)
+            except Corrupt:
+                with self._lock:
+                    self._pieces_damaged += 1
+                if self._on_damage is not None:
+                    self._on_damage(shard_hash, index)
+                raise
+            channel.within(self._limits.piece_s)
+            channel.send_part(piece)
+            with self._lock:
+                self._pieces_served += 1
+                self._bytes_served += len(piece)
+
+    @contextmanager
+    def _told(self, channel: Channel) -> Iterator[None]:
+        """Tell the client why its request is refused. It may ask for something else after NotFound, nothing else."""
+        try:
+            yield
+        except NotFound as error:
+            channel.send_reason(Status.NOT_FOUND, str(error))
+        except Corrupt as error:
+            # Our own disk: the file's name is nobody's business, and a repair may mend it.
+            log.warning("not served: %s", error)
+            channel.send_reason(Status.NOT_FOUND, "damaged here, and about to be repaired")
+        except NotAllowed as error:
+            self._refuse(channel, Status.NOT_ALLOWED, error)
+            raise
+        except BadPeer as error:
+            self._refuse(channel, Status.MALFORMED, error)
+            raise
+
+    def _refuse(self, channel: Channel, status: Status, error: Refused) -> None:
+        with self._lock:
+            self._connections_refused += 1
+        channel.within(self._limits.handshake_s)
+        channel.send_reason(status, str(error))

@@ -1,0 +1,168 @@
+"""The decoders beside transformers, token for token, and the loop around them."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from node.inference.decoder import PREFILL_ROWS_MAX, Decoder, KeyValues
+from node.inference.generation import answer
+from node.inference.loading import MappedModel
+from node.inference.sampling import Sampler
+from node.inference.spec import Chunk, Message, Parameters
+
+from . import tiny
+
+PROMPT = [5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4
+
+
+@pytest.fixture(scope="module", params=tiny.MODELS)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def loaded(directory: Path) -> MappedModel:
+    return MappedModel(tiny.cut(directory, directory.parent / "shards", 16384))
+
+
+@pytest.fixture(scope="module")
+def reference(directory: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(directory).eval()
+
+
+def fed(decoder: Decoder, tokens: list[int], memory: KeyValues) -> torch.Tensor:
+    turns = decoder.prefill(tokens, memory)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value
+
+
+@torch.inference_mode()
+def test_logits_of_a_prompt_and_of_each_step(loaded: MappedModel, reference: torch.nn.Module) -> None:
+    expected = reference(torch.tensor([PROMPT])).logits[0]
+    decoder = loaded.runnable.decoder
+    for split in (1, 5, 30, len(PROMPT)):
+        memory = KeyValues(decoder.shape, split)
+        logits = fed(decoder, PROMPT[:split], memory)
+        torch.testing.assert_close(logits, expected[split - 1], rtol=1e-4, atol=1e-4)
+        for place in range(split, len(PROMPT)):
+            logits = decoder.step(PROMPT[place], memory)
+            torch.testing.assert_close(logits, expected[place], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_prompt_in_several_parts_is_the_same(
+    loaded: MappedModel, reference: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(PROMPT) < PREFILL_ROWS_MAX
+    monkeypatch.setattr("node.inference.decoder.PREFILL_ROWS_MAX", 7)
+    decoder = loaded.runnable.decoder
+    logits = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
+    expected = reference(torch.tensor([PROMPT])).logits[0, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_half_precision_stays_close_to_the_exact_answer(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    # Measured against fp32 with the same (rounded) weights: we must not be further from it than transformers is.
+    half = tiny.save(tmp_path / "half", name, dtype)
+    decoder = MappedModel(tiny.cut(half, tmp_path / "shards", 16384)).runnable.decoder
+    theirs = AutoModelForCausalLM.from_pretrained(half, dtype="auto").eval()
+    exact = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32).eval()(torch.tensor([PROMPT])).logits[0]
+    their_error = (theirs(torch.tensor([PROMPT])).logits[0, 1:].float() - exact[1:]).abs().mean()
+    memory = KeyValues(decoder.shape, 1)
+    ours = torch.stack([decoder.step(token, memory) for token in PROMPT])[1:]
+    assert (ours - exact[1:]).abs().mean() <= their_error * 1.1
+    prefilled = fed(decoder, PROMPT, KeyValues(decoder.shape, 1))
+    assert (prefilled - exact[-1]).abs().mean() <= their_error * 1.1
+
+
+@torch.inference_mode()
+def test_greedy_answers_equal_transformers_generate(loaded: MappedModel, reference: torch.nn.Module) -> None:
+    runnable = loaded.runnable
+    prompt = (Message("user", "The capital of France"),)
+    tokens = runnable.tokenizer.prompt(prompt)
+    theirs = reference.generate(torch.tensor([tokens]), max_new_tokens=300, do_sample=False, pad_token_id=1)
+    theirs = theirs[0, len(tokens) :].tolist()
+    chunks = [chunk for chunk in answer(runnable, prompt, Parameters(max_tokens=300)) if chunk is not None]
+    last = chunks[-1]
+    assert all(chunk.finish_reason is None for chunk in chunks[:-1])
+    assert last.usage is not None
+    assert last.usage.prompt_tokens == len(tokens)
+    assert last.usage.completion_tokens == len(theirs)
+    assert last.finish_reason == ("stop" if theirs[-1] == 1 else "length")
+    assert "".join(chunk.text for chunk in chunks) == runnable.tokenizer.decode(theirs)
+
+
+def text_of(chunks: Iterator[Chunk | None]) -> tuple[str, Chunk]:
+    parts = [chunk for chunk in chunks if chunk is not None]
+    return "".join(part.text for part in parts), parts[-1]
+
+
+def test_stop_strings_end_the_answer(loaded: MappedModel) -> None:
+    whole, last = text_of(answer(loaded.runnable, "The capital", Parameters(max_tokens=40)))
+    stop = whole[5:8]
+    text, stopped = text_of(answer(loaded.runnable, "The capital", Parameters(max_tokens=40, stop=(stop,))))
+    assert text == whole[: whole.find(stop)]
+    assert stopped.finish_reason == "stop"
+    assert stopped.usage is not None
+    assert last.usage is not None
+    assert stopped.usage.completion_tokens <= last.usage.completion_tokens
+
+
+def test_the_context_ends_the_answer(loaded: MappedModel) -> None:
+    prompt = "The capital of France is Paris. " * 45
+    size = len(loaded.runnable.tokenizer.prompt(prompt))
+    assert 400 < size < tiny.CONTEXT
+    text_of(answer(loaded.runnable, prompt, Parameters(max_tokens=1)))
+    _, last = text_of(answer(loaded.runnable, prompt, Parameters(max_tokens=1000, temperature=1.0, seed=3)))
+    assert last.usage is not None
+    assert last.usage.total_tokens <= tiny.CONTEXT
+
+
+def test_the_same_seed_the_same_answer(loaded: MappedModel) -> None:
+    def drawn(seed: int | None) -> str:
+        parameters = Parameters(max_tokens=30, temperature=1.5, top_p=0.95, seed=seed)
+        return text_of(answer(loaded.runnable, "The capital", parameters))[0]
+
+    assert drawn(1) == drawn(1)
+    assert len({drawn(seed) for seed in range(5)}) > 1
+    assert len({drawn(None) for _ in range(5)}) > 1
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
+@pytest.mark.parametrize("top_k", [0, 1, 3, 300])
+def test_draws_follow_the_distribution(top_p: float, top_k: int) -> None:
+    size = 600
+    logits = torch.randn(size, generator=torch.Generator().manual_seed(5)) * 3
+    temperature = 0.8
+    kept = torch.softmax(logits / temperature, 0)
+    order = kept.argsort(descending=True)
+    if top_k:
+        kept[order[top_k:]] = 0
+    kept /= kept.sum()
+    before = kept[order].cumsum(0) - kept[order]
+    kept[order[before >= top_p]] = 0
+    kept /= kept.sum()
+    sampler = Sampler(Parameters(temperature=temperature, top_p=top_p, top_k=top_k, seed=7))
+    count = 3000
+    drawn = Counter(sampler.next(logits) for _ in range(count))
+    assert all(kept[token] > 0 for token in drawn)
+    for token, expected in enumerate(kept.tolist()):
+        slack = 5 * (expected * (1 - expected) / count) ** 0.5 + 1e-3
+        assert abs(drawn[token] / count - expected) < slack
+
+
+def test_a_flat_distribution_is_drawn_from_in_full() -> None:
+    # Wider than what is sorted at first: the nucleus must not be cut there.
+    logits = torch.zeros(2000)
+    sampler = Sampler(Parameters(temperature=1.0, top_p=0.99, seed=1))
+    assert len({sampler.next(logits) for _ in range(3000)}) > 1200

@@ -1,0 +1,519 @@
+"""Real libp2p hosts on loopback: sync, forwarding, and peers that break the rules."""
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from contracts.errors import BadPeer, Busy, Conflict, NoSpace
+from contracts.types import NodeId
+from node.network import host as host_module
+from node.network.addresses import ControlAddress, DataAddress, control_address
+from node.network.control import ControlPlane
+from node.network.host import Host, open_host
+from node.network.identity import NodeIdentity
+from node.network.messages import (
+    ANSWER_BYTES_MAX,
+    BLOCKS_MAX,
+    REQUEST_BYTES_MAX,
+    Blocks,
+    GetBlocks,
+    Hello,
+    Submitted,
+    SubmitTransactions,
+    TurnedAway,
+    Welcome,
+    decode_answer,
+    decode_request,
+    encode,
+)
+from node.network.session import SyncLimits
+from tests.node.network.fakes import GENESIS, FakeLedger, block, until
+
+DEADLINE_S = 30.0
+FAST = SyncLimits(long_poll_s=1.0, answer_s_max=3.0, redial_s_max=0.1)
+
+
+class Member:
+    """A node's identity, ledger and control plane."""
+
+    def __init__(self, ledger: FakeLedger, *bootstrap: ControlAddress, port: int = 0, **more: object) -> None:
+        self.identity: NodeIdentity = more.pop("identity", None) or NodeIdentity.generate()  # type: ignore[assignment]
+        self.ledger = ledger
+        more.setdefault("limits", FAST)
+        self.control = ControlPlane(
+            self.identity,
+            ledger,
+            listen_host="127.0.0.1",
+            listen_port=port,
+            bootstrap=bootstrap,
+            **more,  # type: ignore[arg-type]
+        )
+        self.scope = trio.CancelScope()
+        self.stopped = trio.Event()
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.identity.node_id
+
+    @property
+    def address(self) -> ControlAddress:
+        return control_address(self.node_id, "127.0.0.1", self.control.port)
+
+    def peers(self) -> list[NodeId]:
+        return [peer.node_id for peer in self.control.statistics().peers]
+
+    async def run(self, *, task_status: trio.TaskStatus[int]) -> None:
+        with self.scope:
+            await self.control.run(task_status=task_status)
+        self.stopped.set()
+
+
+Answering = Callable[[NodeId, bytes], Awaitable[bytes]]
+
+
+@asynccontextmanager
+async def stranger(serve: Answering, identity: NodeIdentity | None = None) -> AsyncIterator[Host]:
+    """A libp2p host of whoever likes to do something else than a node does."""
+    async with open_host(
+        identity or NodeIdentity.generate(), "127.0.0.1", 0, serve=serve, request_bytes_max=REQUEST_BYTES_MAX
+    ) as host:
+        yield host
+
+
+async def polite(_node_id: NodeId, frame: bytes) -> bytes:
+    """Answers as a node of this network without blocks."""
+    match decode_request(frame):
+        case Hello():
+            return encode(Welcome(0, None))
+        case GetBlocks() as request:
+            await trio.sleep(request.wait_s)
+            return encode(Blocks(0, ()))
+        case SubmitTransactions() as request:
+            return encode(Submitted(tuple("" for _ in request.transactions)))
+
+
+def host_address(host: Host) -> ControlAddress:
+    return control_address(host.node_id, "127.0.0.1", host.port)
+
+
+@asynccontextmanager
+async def network() -> AsyncIterator[trio.Nursery]:
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            yield nursery
+            nursery.cancel_scope.cancel()
+
+
+async def test_three_nodes_come_to_the_same_chain_and_stay_there() -> None:
+    """C knows B only and B knows A only: blocks and transactions still reach everyone."""
+    async with network() as nursery:
+        a = Member(FakeLedger(blocks=2 * BLOCKS_MAX + 7), data_endpoint=DataAddress("10.1.2.3", 9946))
+        await nursery.start(a.run)
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        c = Member(FakeLedger(blocks=3), b.address)
+        await nursery.start(c.run)
+        await b.control.wait_caught_up()
+        await c.ledger.wait_head(2 * BLOCKS_MAX + 6)
+        assert a.ledger.blocks == b.ledger.blocks == c.ledger.blocks
+        assert b.control.data_addresses() == {a.node_id: DataAddress("10.1.2.3", 9946)}
+
+        a.ledger.grow(1)
+        await c.ledger.wait_head(2 * BLOCKS_MAX + 7)
+        await c.ledger.submit(b"tx from c")
+        await a.ledger.wait_in_pool(b"tx from c")
+        assert c.ledger.blocks == a.ledger.blocks
+
+
+async def test_many_peers_do_not_make_a_node_fetch_the_chain_many_times() -> None:
+    async with network() as nursery:
+        full = [Member(FakeLedger(blocks=5 * BLOCKS_MAX)) for _ in range(3)]
+        for member in full:
+            await nursery.start(member.run)
+        late = Member(FakeLedger(), *(member.address for member in full))
+        await nursery.start(late.run)
+        await late.control.wait_peers(3)
+        await late.control.wait_caught_up()
+        assert late.control.statistics().blocks_received <= 6 * BLOCKS_MAX
+
+
+async def test_members_of_the_ledger_are_dialled_as_they_appear() -> None:
+    members: list[ControlAddress] = []
+    async with network() as nursery:
+        a, b = Member(FakeLedger(blocks=4)), Member(FakeLedger(), members=lambda: tuple(members))
+        await nursery.start(a.run)
+        await nursery.start(b.run)
+        members += [a.address, b.address]
+        await b.control.wait_peers()
+        await b.ledger.wait_head(3)
+        assert a.peers() == [b.node_id]
+
+
+async def test_a_node_that_was_down_is_found_again() -> None:
+    """libp2p refuses a peer that was down for a minute unless it is told otherwise."""
+    async with network() as nursery:
+        a = Member(FakeLedger(blocks=1))
+        port = await nursery.start(a.run)
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await b.ledger.wait_head(0)
+        a.scope.cancel()
+        await a.stopped.wait()
+        await until(lambda: not b.peers())
+        await until(lambda: a.node_id in b.control.statistics().unreachable)
+        again = Member(a.ledger, port=port, identity=a.identity)
+        await nursery.start(again.run)
+        again.ledger.grow(1)
+        await b.ledger.wait_head(1)
+        assert b.peers() == [a.node_id]
+        assert b.control.statistics().unreachable == {}
+
+
+async def test_another_genesis_is_turned_away_with_that_reason_on_both_sides() -> None:
+    other = bytes(32)
+    async with network() as nursery:
+        a = Member(FakeLedger(blocks=3))
+        await nursery.start(a.run)
+        b = Member(FakeLedger(genesis_hash=other), a.address)
+        await nursery.start(b.run)
+        for here, there in ((a, b), (b, a)):
+            await until(lambda h=here, t=there: t.node_id in h.control.statistics().unreachable)
+            reason = here.control.statistics().unreachable[there.node_id]
+            assert "wrong genesis" in reason
+            assert other.hex() in reason
+            assert GENESIS.hex() in reason
+        assert b.ledger.imported == 0
+        assert a.peers() == b.peers() == []
+
+
+async def test_another_chain_id_is_turned_away() -> None:
+    async with network() as nursery:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        b = Member(FakeLedger(chain_id=8), a.address)
+        await nursery.start(b.run)
+        await until(lambda: "wrong chain id" in b.control.statistics().unreachable.get(a.node_id, ""))
+
+
+async def test_a_bad_block_drops_its_peer_and_keeps_it_out() -> None:
+    async def lie(node_id: NodeId, frame: bytes) -> bytes:
+        match decode_request(frame):
+            case Hello():
+                return encode(Welcome(2, None))
+            case GetBlocks():
+                return encode(Blocks(2, (block(1), b"rubbish")))
+        return await polite(node_id, frame)
+
+    async with network() as nursery:
+        identity = NodeIdentity.generate()
+        async with stranger(lie, identity) as liar:
+            a = Member(FakeLedger(), host_address(liar))
+            await nursery.start(a.run)
+            await until(lambda: a.control.statistics().unreachable.get(liar.node_id) == "not a sealed block")
+            assert a.ledger.blocks == [block(1)]
+            # It is refused as well when it is the one that dials.
+            await until(lambda: not liar.is_connected(a.node_id))
+            await liar.dial(a.address)
+            await until(lambda: not liar.is_connected(a.node_id))
+            assert a.peers() == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (Blocks(9, ()), "says its head is 9, but has no block 1"),
+        (Welcome(1, None), "answered GetBlocks with Welcome"),
+        (Submitted(("",)), "answered GetBlocks with Submitted"),
+    ],
+)
+async def test_a_peer_that_does_not_give_what_it_says_is_dropped(answer: object, reason: str) -> None:
+    async def tease(node_id: NodeId, frame: bytes) -> bytes:
+        match decode_request(frame):
+            case Hello():
+                return encode(Welcome(9, None))
+            case GetBlocks():
+                return encode(answer)  # type: ignore[arg-type]
+        return await polite(node_id, frame)
+
+    async with network() as nursery, stranger(tease) as peer:
+        a = Member(FakeLedger(), host_address(peer))
+        await nursery.start(a.run)
+        await until(lambda: a.control.statistics().unreachable.get(peer.node_id) == reason)
+
+
+async def test_a_peer_that_serves_old_blocks_for_ever_is_dropped() -> None:
+    async def repeat(node_id: NodeId, frame: bytes) -> bytes:
+        match decode_request(frame):
+            case Hello():
+                return encode(Welcome(5, None))
+            case GetBlocks():
+                return encode(Blocks(5, (block(1),)))
+        return await polite(node_id, frame)
+
+    async with network() as nursery, stranger(repeat) as peer:
+        a = Member(FakeLedger(), host_address(peer))
+        await nursery.start(a.run)
+        await until(lambda: "they end at 1" in a.control.statistics().unreachable.get(peer.node_id, ""))
+
+
+async def test_trouble_of_our_own_ledger_is_no_offence_of_the_peer() -> None:
+    async with network() as nursery:
+        a = Member(FakeLedger(blocks=2))
+        await nursery.start(a.run)
+        b = Member(FakeLedger(), a.address)
+        b.ledger.refuse_with = NoSpace("the disk is full")
+        await nursery.start(b.run)
+        await until(lambda: b.control.statistics().unreachable.get(a.node_id) == "the disk is full")
+        b.ledger.refuse_with = None
+        await b.ledger.wait_head(1)
+
+
+async def test_a_silent_peer_is_given_up_while_others_are_pulled_from() -> None:
+    async def mute(node_id: NodeId, frame: bytes) -> bytes:
+        if isinstance(decode_request(frame), Hello):
+            return encode(Welcome(100, None))
+        await trio.sleep_forever()
+        raise AssertionError
+
+    async with network() as nursery, stranger(mute) as peer:
+        good = Member(FakeLedger(blocks=10))
+        await nursery.start(good.run)
+        limits = SyncLimits(long_poll_s=0.5, answer_s_max=0.5, redial_s_max=0.1)
+        a = Member(FakeLedger(), host_address(peer), good.address, limits=limits)
+        await nursery.start(a.run)
+        await a.ledger.wait_head(9)
+        await until(lambda: "did not answer" in a.control.statistics().unreachable.get(peer.node_id, ""))
+
+
+GARBAGE = [
+    (b"", "is none"),
+    (b"\xc1", "is none"),
+    (os.urandom(2000), "is none"),
+    (msgspec.msgpack.encode({"type": "Hello"}), "is none"),
+    (msgspec.msgpack.encode({"type": "FormatDisk", "genesis_hash": GENESIS}), "is none"),
+    (
+        msgspec.msgpack.encode({"type": "GetBlocks", "genesis_hash": GENESIS, "start": 0, "count": 1, "wait_s": 0}),
+        "none",
+    ),
+    (
+        msgspec.msgpack.encode({"type": "GetBlocks", "genesis_hash": GENESIS, "start": 1, "count": 10**9, "wait_s": 0}),
+        "none",
+    ),
+    (b"\x91" * 100_000, "is none"),
+    (bytes(REQUEST_BYTES_MAX + 1), "over the limit"),
+]
+
+
+@pytest.mark.parametrize(("frame", "reason"), GARBAGE, ids=range(len(GARBAGE)))
+async def test_a_request_that_is_none_drops_its_sender(frame: bytes, reason: str) -> None:
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        with pytest.raises(Busy):
+            await peer.request(a.node_id, frame, ANSWER_BYTES_MAX, 5.0)
+        await until(lambda: reason in a.control.statistics().unreachable.get(peer.node_id, ""))
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await b.control.wait_peers()
+
+
+async def test_an_answer_that_is_too_large_drops_its_sender() -> None:
+    async def bloat(node_id: NodeId, frame: bytes) -> bytes:
+        if isinstance(decode_request(frame), Hello):
+            return bytes(ANSWER_BYTES_MAX + 1)
+        return await polite(node_id, frame)
+
+    async with network() as nursery, stranger(bloat) as peer:
+        a = Member(FakeLedger(), host_address(peer))
+        await nursery.start(a.run)
+        await until(lambda: "over the limit" in a.control.statistics().unreachable.get(peer.node_id, ""))
+
+
+@pytest.mark.parametrize(
+    "protocol_bytes", [b"\x05\xff\xfe\xfd\xfc\n", b"\xff" * 40, b"\x13/multistream/1.0.0\n\x03\xff\xff\n"]
+)
+async def test_garbage_in_protocol_negotiation_does_not_end_the_host(protocol_bytes: bytes) -> None:
+    """libp2p 0.8.1 raises UnicodeDecodeError out of its stream handler, which would end its whole service."""
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        stream = await peer._network.new_stream(host_module.ID.from_base58(a.node_id))
+        await stream.write(protocol_bytes)
+        with pytest.raises(host_module.STREAM_ERRORS):
+            await read_until_it_ends(stream)
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await b.control.wait_peers()
+
+
+async def read_until_it_ends(stream: Any) -> None:
+    while True:
+        await stream.read(1000)
+
+
+async def test_garbage_instead_of_noise_does_not_end_the_host() -> None:
+    async with network() as nursery:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(1000), b"\x13/multistream/1.0.0\n" + bytes(500)):
+            stream = await trio.open_tcp_stream("127.0.0.1", a.control.port)
+            await stream.send_all(garbage)
+            await stream.aclose()
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await b.control.wait_peers()
+
+
+async def test_streams_of_one_peer_are_bounded() -> None:
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        poll = encode(GetBlocks(GENESIS, 1, 1, 2.0))
+        answers: list[bytes] = []
+        refused: list[Busy] = []
+
+        async def ask() -> None:
+            try:
+                answers.append(await peer.request(a.node_id, poll, ANSWER_BYTES_MAX, 10.0))
+            except Busy as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as asking:
+            for _ in range(host_module.STREAMS_PER_PEER_MAX + 5):
+                asking.start_soon(ask)
+        assert len(answers) == host_module.STREAMS_PER_PEER_MAX
+        assert len(refused) == 5
+        assert a.peers() == [peer.node_id]
+
+
+async def test_inbound_connections_come_and_go_without_using_up_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libp2p 0.8.1 gives an inbound slot back only when the host ends."""
+    monkeypatch.setattr(host_module, "CONNECTIONS_MAX", 3)
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        for _ in range(6):
+            await peer.dial(a.address)
+            await a.control.wait_peers()
+            await peer.disconnect(a.node_id)
+            await until(lambda: not a.peers())
+
+
+async def test_transactions_are_sent_again_until_they_leave_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.network.outbox.RESEND_S_MIN", 0.05)
+    received: list[bytes] = []
+
+    async def forget(node_id: NodeId, frame: bytes) -> bytes:
+        request = decode_request(frame)
+        if isinstance(request, SubmitTransactions):
+            received.extend(request.transactions)
+        return await polite(node_id, frame)
+
+    async with network() as nursery, stranger(forget) as peer:
+        a = Member(FakeLedger(), host_address(peer))
+        await nursery.start(a.run)
+        await a.ledger.submit(b"tx 1")
+        await until(lambda: received.count(b"tx 1") >= 3)
+        a.ledger.clear_pool()
+        await a.ledger.submit(b"tx 2")
+        await until(lambda: received.count(b"tx 2") >= 1)
+
+
+async def test_a_refused_transaction_says_why_and_the_rest_are_taken() -> None:
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        frame = encode(SubmitTransactions(GENESIS, (b"nonsense", b"tx good")))
+        answer = decode_answer(await peer.request(a.node_id, frame, ANSWER_BYTES_MAX, 5.0))
+        assert answer == Submitted(("not a signed Ethereum transaction", ""))
+        assert a.ledger.pending() == [b"tx good"]
+
+
+async def test_a_request_for_another_network_is_turned_away_though_the_greeting_was_right() -> None:
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        frame = encode(GetBlocks(bytes(32), 1, 1, 0))
+        answer = decode_answer(await peer.request(a.node_id, frame, ANSWER_BYTES_MAX, 5.0))
+        assert isinstance(answer, TurnedAway)
+        assert "wrong genesis" in answer.reason
+
+
+async def test_another_key_at_an_address_is_not_taken_for_the_node() -> None:
+    async with network() as nursery, stranger(polite) as peer:
+        expected = NodeIdentity.generate().node_id
+        address = control_address(expected, "127.0.0.1", peer.port)
+        a = Member(FakeLedger(), address)
+        await nursery.start(a.run)
+        await until(lambda: expected in a.control.statistics().unreachable)
+        assert f"Another node than {expected} answers" in a.control.statistics().unreachable[expected]
+
+
+async def test_a_port_in_use_is_said() -> None:
+    """libp2p listens with SO_REUSEPORT and would share the port silently."""
+    async with network() as nursery:
+        a = Member(FakeLedger())
+        port = await nursery.start(a.run)
+        with pytest.raises(Conflict, match=f"Port {port} on 127.0.0.1 is in use"):
+            await Member(FakeLedger(), port=port).control.run()
+
+
+async def test_stopping_leaves_no_socket() -> None:
+    def sockets() -> set[str]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                found.add(os.readlink(f"/proc/self/fd/{name}"))
+            except FileNotFoundError:
+                continue
+        return {target for target in found if target.startswith("socket:")}
+
+    before = sockets()
+    async with network() as nursery:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await b.control.wait_peers()
+        assert len(sockets()) > len(before)
+    assert sockets() == before
+
+
+async def test_names_are_resolved_by_the_system() -> None:
+    async with network() as nursery:
+        a = Member(FakeLedger(blocks=1))
+        port = await nursery.start(a.run)
+        b = Member(FakeLedger(), ControlAddress(a.node_id, "dns4", "localhost", port))
+        await nursery.start(b.run)
+        await b.ledger.wait_head(0)
+
+
+async def test_an_address_where_nobody_listens_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    nobody = NodeIdentity.generate().node_id
+    async with network() as nursery:
+        a = Member(FakeLedger(), control_address(nobody, "127.0.0.1", port))
+        await nursery.start(a.run)
+        await until(lambda: "cannot be reached" in a.control.statistics().unreachable.get(nobody, ""))
+
+
+async def test_an_answer_that_is_none_is_a_bad_peer() -> None:
+    with pytest.raises(BadPeer):
+        decode_answer(b"\x93\x01\x02\x03")
