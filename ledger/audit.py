@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from contracts.errors import BadPeer, Corrupt
+from contracts.errors import BadPeer, Conflict, Corrupt
+from contracts.types import TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
 from ledger.chain import Chain
-from ledger.store import Store
+from ledger.store import WAY_OUT, Store
 
 FAR_FUTURE = float(1 << 62)
 """The clock of an audit: blocks were checked against the clock when they came in."""
@@ -44,27 +45,49 @@ def verify(path: Path, config: GenesisConfig, progress: Callable[[int, int], Non
     """
     with Store(path) as store, _scratch_chain(config, path.parent) as again:
         kept = Chain(store, config, build(config))
+        _compare(store, again.store, 0)
         transactions = 0
         for number in range(1, kept.tip.number + 1):
             transactions += _verify_block(store, again, number)
             progress(number, kept.tip.number)
         if again.tip != kept.tip:
-            raise Corrupt(f"{path}: executing every block ends in other accounts than the ledger's")
+            raise Corrupt(f"the ledger in {path}: executing every block ends in another head or other accounts")
         return Audit(kept.tip.number, transactions, kept.tip.hash, bytes(kept.tip.header.state_root))
 
 
 def _verify_block(store: Store, again: Chain, number: int) -> int:
+    """Execute block `number` after those before it, and compare; the number of its transactions."""
     try:
         found = again.execute_sealed(store.sealed_bytes(number), FAR_FUTURE)
-    except BadPeer as error:
-        raise Corrupt(f"{store.path}: {error}") from error
-    assert found is not None
+    except (BadPeer, Conflict) as error:
+        raise _differs(store, number, f"the block ({error})") from error
+    if found is None:
+        raise _differs(store, number, "the block (it is one before it)")
     executed, certificate = found
-    record = again.finalise(executed, certificate, ())
-    if record != store.record(number):
-        raise Corrupt(f"{store.path}: the event record of block {number} is not what executing the block gives")
-    if [receipt.encode() for receipt in executed.receipts] != store.receipts(number):
-        raise Corrupt(f"{store.path}: the receipts of block {number} are not what executing the block gives")
-    if any(store.state_node(key) != node for key, node in executed.state_nodes.items()):
-        raise Corrupt(f"{store.path}: state nodes of block {number} are missing or damaged")
-    return len(record.transactions)
+    again.write(executed, certificate, ())
+    again.tip = again.tip_after(executed)
+    _compare(store, again.store, number)
+    for key, node in executed.state_nodes.items():
+        if store.state_node(key) != node:
+            raise _differs(store, number, f"state node 0x{key.hex()}")
+    return len(executed.transactions)
+
+
+def _compare(kept: Store, again: Store, number: int) -> None:
+    """Hold everything stored of one block against what executing it stored in the scratch ledger."""
+    record = again.record(number)
+    if kept.sealed_bytes(number) != again.sealed_bytes(number):
+        raise _differs(kept, number, "the block")
+    if kept.record(number) != record:
+        raise _differs(kept, number, "the event record")
+    if kept.receipts(number) != again.receipts(number):
+        raise _differs(kept, number, "the receipts")
+    if kept.number_of(record.hash) != number:
+        raise _differs(kept, number, "the index of its hash")
+    for transaction in record.transactions:
+        if kept.place_of(TransactionHash(transaction.hash)) != again.place_of(TransactionHash(transaction.hash)):
+            raise _differs(kept, number, f"the index of transaction 0x{transaction.hash.hex()}")
+
+
+def _differs(store: Store, number: int, what: str) -> Corrupt:
+    return Corrupt(f"the ledger in {store.path}, block {number}: {what} is not what executing gives: {WAY_OUT}")

@@ -75,9 +75,7 @@ def decode(data: bytes) -> SealedBlock:
     return block
 
 
-def child_header(
-    parent: CancunBlockHeader, timestamp: int, proposer: Address, extra_data: bytes
-) -> CancunBlockHeader:
+def child_header(parent: CancunBlockHeader, timestamp: int, proposer: Address, extra_data: bytes) -> CancunBlockHeader:
     """The header of an empty child: every field that execution does not decide. The base fee stays 0 whatever the
     parent used: there is no coin, so EIP-1559's rule for it does not apply here."""
     return CancunBlockHeader(

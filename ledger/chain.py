@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import rlp
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
+from eth.vm.interrupt import EVMMissingData
+from trie.exceptions import MissingTrieNode
 
-from contracts.errors import BadInput, BadPeer, Conflict, NotAllowed, Refused
+from contracts.errors import BadInput, BadPeer, Conflict, NotAllowed
 from contracts.types import Address
 from genesis.block import GenesisBlock
 from genesis.config import GenesisConfig
@@ -29,6 +32,9 @@ from ledger.transactions import Transaction, decode
 
 ANCESTORS_MAX = 256
 """How far back BLOCKHASH sees."""
+
+NOBODY = Address(bytes(20))
+"""Proposes the block that a simulation imagines."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Chain:
     """`tip` is set by whoever writes, after the write; see ledger.ledger for when."""
 
     def __init__(self, store: Store, config: GenesisConfig, genesis: GenesisBlock) -> None:
-        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict when it grew from another one."""
+        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict if it grew from another."""
         self.store = store
         self.config = config
         self.chain_id = config.network.chain_id
@@ -79,8 +85,13 @@ class Chain:
         for number in range(self.tip.number, max(-1, self.tip.number - ANCESTORS_MAX), -1):
             yield self.store.record(number).hash
 
-    def _execution(self, header: CancunBlockHeader) -> Execution:
-        return Execution(header, self.chain_id, self.store.state_node, self._ancestors())
+    @contextmanager
+    def _execution(self, header: CancunBlockHeader) -> Iterator[Execution]:
+        """Run transactions in a child of the tip. Raises Corrupt when the tip's state is not all there."""
+        try:
+            yield Execution(header, self.chain_id, self.store.state_node, self._ancestors())
+        except (EVMMissingData, MissingTrieNode) as error:
+            raise self.store.corrupt(f"its state lacks a node: {error}") from error
 
     def decode(self, raw: bytes) -> Transaction:
         """Raises BadInput; see ledger.transactions."""
@@ -88,14 +99,16 @@ class Chain:
 
     def nonce(self, account: Address) -> int:
         """The nonce of the account's next transaction as of the head."""
-        return self._execution(self._child(self.tip.header.timestamp + 1, 0)).nonce(account)
+        with self._execution(self._child(self.tip.header.timestamp + 1, 0)) as execution:
+            return execution.nonce(account)
 
-    def _child(self, timestamp: int, iteration: int, proposer: Address = Address(bytes(20))) -> CancunBlockHeader:
+    def _child(self, timestamp: int, iteration: int, proposer: Address = NOBODY) -> CancunBlockHeader:
         return blocks.child_header(self.tip.header, timestamp, proposer, seal.unsealed_extra_data(iteration))
 
     def simulate(self, transaction: Transaction, timestamp: int) -> TransactionRecord:
         """How `transaction` would end in a block made now; nothing is kept."""
-        return self._execution(self._child(timestamp, 0)).apply(transaction)
+        with self._execution(self._child(timestamp, 0)) as execution:
+            return execution.apply(transaction)
 
     # Blocks made here
 
@@ -108,7 +121,15 @@ class Chain:
         be applied.
         """
         iteration = self._own_iteration(key.address)
-        execution = self._execution(self._child(timestamp, iteration, key.address))
+        with self._execution(self._child(timestamp, iteration, key.address)) as execution:
+            stuck = self._fill(execution, waiting)
+            if not execution.count:
+                return None, stuck
+            executed = execution.finish()
+        return replace(executed, header=seal.seal(executed.header, key)), stuck
+
+    def _fill(self, execution: Execution, waiting: Iterable[Transaction]) -> frozenset[Address]:
+        """Apply what fits into one block; the accounts whose next transaction can never be applied."""
         taken: Counter[Address] = Counter()
         stuck: set[Address] = set()
         size_bytes = 0
@@ -119,7 +140,7 @@ class Chain:
             size_bytes += len(transaction.raw)
             if (
                 size_bytes > blocks.PROPOSED_TRANSACTIONS_BYTES_MAX
-                or taken.total() == blocks.BLOCK_TRANSACTIONS_MAX
+                or execution.count == blocks.BLOCK_TRANSACTIONS_MAX
                 or transaction.gas > execution.gas_left()
             ):
                 break  # what is left begins the next block, oldest first: nothing large waits for ever
@@ -131,10 +152,7 @@ class Chain:
                 stuck.add(sender)
                 continue
             taken[sender] += 1
-        if not taken.total():
-            return None, frozenset(stuck)
-        executed = execution.finish()
-        return replace(executed, header=seal.seal(executed.header, key)), frozenset(stuck)
+        return frozenset(stuck)
 
     def _own_iteration(self, authority: Address) -> int:
         """The next iteration that `authority` leads."""
@@ -154,7 +172,7 @@ class Chain:
         return Tip(executed.header, accounts_fold.fold(self.tip.accounts, events))
 
     def write(self, executed: Executed, certificate: seal.Certificate, journal_done: tuple[int, ...]) -> BlockRecord:
-        """Put an executed child of the tip on disk with its certificate. Whoever calls sets `tip` to `tip_after` then."""
+        """Put an executed child of the tip on disk with its certificate. The caller sets `tip` to `tip_after` then."""
         header = executed.header
         seal.check_certificate(certificate, self.genesis_hash, header, tuple(self.tip.accounts.authorities))
         sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
@@ -170,9 +188,12 @@ class Chain:
         sealed = blocks.decode(data)
         header = sealed.header()
         if header.block_number <= self.tip.number:
-            return self._check_known(header)
+            self._check_known(header)
+            return None
         if header.block_number > self.tip.number + 1:
-            raise Conflict(f"block {header.block_number} is ahead: our head is {self.tip.number}")
+            raise Conflict(
+                f"block {header.block_number} is ahead, the head is {self.tip.number}: send the blocks before it first"
+            )
         return self.execute_child(sealed, header, now), sealed.certificate
 
     def _check_known(self, header: CancunBlockHeader) -> None:
@@ -187,16 +208,13 @@ class Chain:
             blocks.check_header(sealed, header, tip.header, tip.accounts, self.config, self.genesis_hash, now)
             transactions = [self.decode(raw) for raw in sealed.transactions]
             blocks.check_transactions(transactions, tip.accounts)
-            execution = self._execution(
-                blocks.child_header(tip.header, header.timestamp, header.coinbase, header.extra_data)
-            )
-            for transaction in transactions:
-                execution.apply(transaction)
-        except BadPeer:
-            raise
-        except Refused as error:
+            start = blocks.child_header(tip.header, header.timestamp, header.coinbase, header.extra_data)
+            with self._execution(start) as execution:
+                for transaction in transactions:
+                    execution.apply(transaction)
+                executed = execution.finish()
+        except (BadInput, NotAllowed) as error:
             raise BadPeer(f"block {header.block_number}: {error}") from error
-        executed = execution.finish()
         if executed.header != header:
             raise BadPeer(f"block {header.block_number}: its roots, bloom or gas are not what executing it gives")
         return executed

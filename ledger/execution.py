@@ -17,7 +17,7 @@ from eth.db.trie import make_trie_root_and_nodes
 from eth.vm.chain_context import ChainContext
 from eth.vm.forks.cancun import CancunVM
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
-from eth_utils import ValidationError
+from eth_utils.exceptions import ValidationError
 
 from contracts.calls import revert_reason
 from contracts.errors import BadInput
@@ -95,11 +95,16 @@ class Execution:
         """The nonce the account's next transaction must bear."""
         return int(self._vm.state.get_nonce(account))
 
+    @property
+    def count(self) -> int:
+        """How many transactions were applied."""
+        return len(self._transactions)
+
     def gas_left(self) -> int:
         return int(self._header.gas_limit - self._header.gas_used)
 
     def apply(self, transaction: Transaction) -> TransactionRecord:
-        """Run one transaction. Raises BadInput, with nothing changed, when it cannot stand at this place of the block."""
+        """Run one transaction. Raises BadInput, with nothing changed, when it cannot stand here in the block."""
         gas_before = self._header.gas_used
         try:
             receipt, computation = self._vm.apply_transaction(self._header, transaction.signed)
@@ -142,7 +147,8 @@ def _reason(computation: Any) -> str | None:
     if not computation.is_error:
         return None
     output = bytes(computation.output)
-    return revert_reason(output) if output else str(computation.error) or type(computation.error).__name__
+    # Of py-evm's own errors the kind only: their texts may change with its version, and a record is kept for ever.
+    return revert_reason(output) if output else f"the call failed: {type(computation.error).__name__}"
 
 
 def _events(receipt: Any) -> tuple[ContractEvent, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 
-from eth_keys import keys
+from eth_keys import datatypes as keys
 from eth_keys.exceptions import BadSignature
-from eth_keys.exceptions import ValidationError as KeyValidationError
+from eth_utils.exceptions import ValidationError as KeyValidationError
 
 from contracts.errors import BadInput
 from contracts.types import Address

@@ -95,4 +95,3 @@ def read(path: Path, password: str) -> Key:
     if key.address != expected:
         raise BadInput(f"{path} names account 0x{expected.hex()}, its key is of 0x{key.address.hex()}: it was altered")
     return key
-

@@ -1,26 +1,30 @@
 """The ledger as the node sees it: submit transactions, import blocks, wait for the head, read what is final.
 
-Reads are answered at once from the store. Whatever executes or syncs to disk runs in a worker thread, one at a time.
-Knows no sockets: `node.network` moves the bytes.
+Whatever executes or syncs to disk runs in a worker thread, one at a time, under `_writer`. The head and the pool change
+on trio's thread only, once the thread has written: between two awaits nothing moves under a reader, and a cancelled
+caller loses nothing, because the thread is waited for and no await lies between its end and the change.
+Reads are answered at once; those of final blocks may also be made from a thread. Knows no sockets: `node.network` moves
+the bytes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from contracts.errors import BadInput, NotAllowed, NotFound
+from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
 from ledger import seal
-from ledger.block import check_transactions, earliest_timestamp
-from ledger.chain import Chain
+from ledger.block import earliest_timestamp
+from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
@@ -29,7 +33,10 @@ from ledger.store import Store
 from ledger.transactions import Transaction, check_enrolled
 
 Clock = Callable[[], float]
-"""Seconds since the epoch."""
+"""Seconds since the epoch. Read on trio's thread only."""
+
+CLOCK_LOOK_S = 1.0
+"""How often the sealer looks at the clock again while it waits for the next second: the clock may be set."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,14 @@ class LedgerStatistics:
     blocks_imported: int
 
 
+@dataclass(frozen=True)
+class _Final:
+    """What a worker thread wrote and trio's thread has yet to adopt."""
+
+    tip: Tip
+    stale: dict[int, Transaction]
+
+
 class Ledger:
     """Use `Ledger.open(...)`; close when done."""
 
@@ -79,8 +94,9 @@ class Ledger:
         self._chain = chain
         self._clock = clock
         self._writer = trio.Lock()
-        self._head_moved = trio.Event()
+        self._moved = trio.Event()
         self._pool_grew = trio.Event()
+        self._disk_failed = trio.Event()
         self._pool = Pool()
         self._blocks_sealed = 0
         self._blocks_imported = 0
@@ -100,10 +116,17 @@ class Ledger:
         self._chain.store.close()
 
     def _recover_journal(self) -> None:
-        """Take back what was acknowledged before a crash and is in no block yet."""
-        for sequence, raw in self._chain.store.journal():
-            self._pool.add(self._chain.decode(raw), sequence)
-        self._drop_stale()
+        """Take back what was acknowledged before the ledger was closed or killed and is in no block yet."""
+        chain, pool = self._chain, self._pool
+        for sequence, raw in chain.store.journal():
+            try:
+                pool.add(chain.decode(raw), sequence)
+            except BadInput as error:
+                raise chain.store.corrupt(f"number {sequence} of its accepted transactions: {error}") from error
+        nonces = {sender: chain.nonce(sender) for sender in pool.senders}
+        stale = pool.stale(nonces, chain.tip.accounts.enrolled)
+        chain.store.forget_journal(tuple(stale))
+        pool.remove(stale)
 
     # What is final
 
@@ -135,7 +158,7 @@ class Ledger:
     async def wait_head(self, after: int) -> Head:
         """The head, once its number is above `after`."""
         while self._chain.tip.number <= after:
-            await self._head_moved.wait()
+            await self._moved.wait()
         return self.head
 
     def records(self, start: int) -> Iterator[BlockRecord]:
@@ -154,7 +177,9 @@ class Ledger:
         return self._chain.store.sealed(number).header()
 
     def signers(self, number: int) -> tuple[Address, ...]:
-        """The authorities whose votes make a final block's certificate; none for genesis."""
+        """The authorities whose votes make a final block's certificate; none for genesis. Raises NotFound above the
+        head."""
+        self.record(number)
         return seal.voters(self._chain.store.sealed(number).certificate, self.genesis_hash)
 
     def number_of(self, block_hash: bytes) -> int:
@@ -167,9 +192,11 @@ class Ledger:
     def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
         """Encoded blocks from `start` on: at most `count_max`, and no more than `bytes_max` after the first."""
         found: list[bytes] = []
+        size_bytes = 0
         for number in range(max(start, 1), min(start + count_max, self._chain.tip.number + 1)):
             data = self._chain.store.sealed_bytes(number)
-            if found and sum(map(len, found)) + len(data) > bytes_max:
+            size_bytes += len(data)
+            if found and size_bytes > bytes_max:
                 break
             found.append(data)
         return found
@@ -177,7 +204,7 @@ class Ledger:
     def receipt(self, transaction_hash: TransactionHash) -> Receipt | None:
         """None while the transaction is not in a final block."""
         place = self._chain.store.place_of(transaction_hash)
-        if place is None:
+        if place is None or place[0] > self._chain.tip.number:
             return None
         record = self._chain.store.record(place[0])
         return Receipt(record.transactions[place[1]], place[1], record.number, record.hash, record.timestamp)
@@ -211,15 +238,16 @@ class Ledger:
         is refused here, so that it costs neither a nonce nor a place in a block. Raises BadInput, NotAllowed,
         Conflict or Busy.
         """
-        async with self._writer:
-            transaction, is_new = await trio.to_thread.run_sync(self._accept, raw)
+        async with self._writing():
+            sequence = self._pool.sequence + 1
+            transaction, is_new = await trio.to_thread.run_sync(self._accept, raw, sequence, self._next_timestamp())
             if is_new:
-                self._pool.add(transaction, self._pool.sequence + 1)
+                self._pool.add(transaction, sequence)
                 self._pool_grew.set()
                 self._pool_grew = trio.Event()
         return transaction.hash
 
-    def _accept(self, raw: bytes) -> tuple[Transaction, bool]:
+    def _accept(self, raw: bytes, sequence: int, timestamp: int) -> tuple[Transaction, bool]:
         chain = self._chain
         transaction = chain.decode(raw)
         if transaction.hash in self._pool or chain.store.place_of(transaction.hash) is not None:
@@ -228,15 +256,35 @@ class Ledger:
         state_nonce = chain.nonce(transaction.sender)
         self._pool.check(transaction, state_nonce)
         if transaction.nonce == state_nonce:
-            outcome = chain.simulate(transaction, self._next_timestamp())
+            outcome = chain.simulate(transaction, timestamp)
             if outcome.reason is not None:
                 raise NotAllowed(f"the contract refuses this transaction: {outcome.reason}")
-        chain.store.append_journal(self._pool.sequence + 1, raw)
+        chain.store.append_journal(sequence, raw)
         return transaction, True
+
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[None]:
+        """The right to execute and write; tells `watch_disk` of a write that failed."""
+        async with self._writer:
+            try:
+                yield
+            finally:
+                if self._chain.store.failure is not None:
+                    self._disk_failed.set()
+
+    async def watch_disk(self) -> None:
+        """Raise what the disk refused, once a write has failed: nothing more is written then, so the node has to stop.
+
+        LevelDB would go on, but behind a torn or doubtful record; see Store.
+        """
+        await self._disk_failed.wait()
+        failure = self._chain.store.failure
+        assert failure is not None
+        raise failure
 
     def pending(self) -> list[bytes]:
         """Raw transactions of the pool, in the order they came."""
-        return [transaction.raw for transaction in self._pool.since(0)]
+        return [transaction.raw for transaction in self._pool.in_order()]
 
     async def wait_pending(self, after: int) -> int:
         """The pool's sequence number, once it is above `after`."""
@@ -245,59 +293,48 @@ class Ledger:
         return self._pool.sequence
 
     async def wait_receipt(self, transaction_hash: TransactionHash) -> Receipt:
-        """The receipt, once the transaction is in a final block."""
-        while True:
-            number = self._chain.tip.number
-            receipt = self.receipt(transaction_hash)
-            if receipt is not None:
-                return receipt
-            await self.wait_head(number)
+        """The receipt, once the transaction is in a final block. It may be one that arrives later; of one that waits in
+        the pool here, Conflict is raised once it can no longer enter a block."""
+        was_pending = False
+        while (receipt := self.receipt(transaction_hash)) is None:
+            is_pending = transaction_hash in self._pool
+            if was_pending and not is_pending:
+                raise Conflict(
+                    f"transaction 0x{transaction_hash.hex()} can no longer enter a block: its account used the nonce "
+                    "for another one, or is no longer enrolled"
+                )
+            was_pending = is_pending
+            await self._moved.wait()
+        return receipt
 
     # Blocks
 
     async def import_sealed(self, data: bytes) -> None:
         """Check, execute and write the next block; one that is ours already changes nothing. Raises BadPeer, or
         Conflict when the blocks before it are missing."""
-        async with self._writer:
-            if await trio.to_thread.run_sync(self._import, data):
+        async with self._writing():
+            final = await trio.to_thread.run_sync(self._import, data, self._clock())
+            if final is not None:
                 self._blocks_imported += 1
-                self._announce_head()
+                self._adopt(final)
 
-    def _import(self, data: bytes) -> bool:
-        found = self._chain.execute_sealed(data, self._clock())
-        if found is None:
-            return False
-        self._write(*found)
-        return True
+    def _import(self, data: bytes, now: float) -> _Final | None:
+        found = self._chain.execute_sealed(data, now)
+        return None if found is None else self._write(*found)
 
-    def _write(self, executed: Executed, certificate: seal.Certificate) -> None:
-        """Commit a final block and clear the pool of what can no longer enter one."""
-        included = {transaction.hash for transaction in executed.transactions}
-        done = self._pool.stale(lambda transaction: transaction.hash in included)
-        self._chain.finalise(executed, certificate, tuple(done))
-        self._pool.remove(done)
-        self._drop_stale()
+    def _write(self, executed: Executed, certificate: seal.Certificate) -> _Final:
+        """Commit a final block, and with it forget what can no longer enter one."""
+        tip = self._chain.tip_after(executed)
+        nonces = {transaction.sender: transaction.nonce + 1 for transaction in executed.transactions}
+        stale = self._pool.stale(nonces, tip.accounts.enrolled)
+        self._chain.write(executed, certificate, tuple(stale))
+        return _Final(tip, stale)
 
-    def _drop_stale(self) -> None:
-        """Forget waiting transactions whose nonce is used or whose sender is no longer enrolled."""
-        enrolled = self._chain.tip.accounts.enrolled
-        nonces: dict[Address, int] = {}
-
-        def is_stale(transaction: Transaction) -> bool:
-            sender = transaction.sender
-            if sender not in nonces:
-                nonces[sender] = self._chain.nonce(sender)
-            return transaction.nonce < nonces[sender] or sender not in enrolled
-
-        self._drop(self._pool.stale(is_stale))
-
-    def _drop(self, stale: dict[int, Transaction]) -> None:
-        self._pool.remove(stale)
-        self._chain.store.forget_journal(tuple(stale))
-
-    def _announce_head(self) -> None:
-        self._head_moved.set()
-        self._head_moved = trio.Event()
+    def _adopt(self, final: _Final) -> None:
+        self._chain.tip = final.tip
+        self._pool.remove(final.stale)
+        self._moved.set()
+        self._moved = trio.Event()
 
     def _next_timestamp(self) -> int:
         return max(int(self._clock()), earliest_timestamp(self._chain.tip.header, self.config))
@@ -307,29 +344,37 @@ class Ledger:
 
         Raises NotAllowed when it is no authority, and BadInput when there are others: their votes would be needed.
         """
+        self._check_sole_authority(key)
         while True:
             while not len(self._pool):
                 await self._pool_grew.wait()
-            await trio.sleep(max(0.0, earliest_timestamp(self._chain.tip.header, self.config) - self._clock()))
-            async with self._writer:
-                if await trio.to_thread.run_sync(self._seal_once, key):
-                    self._blocks_sealed += 1
-                    self._announce_head()
+            await self._wait_for_second()
+            async with self._writing():
+                self._check_sole_authority(key)
+                final, is_sealed = await trio.to_thread.run_sync(self._seal_once, key, self._next_timestamp())
+                self._blocks_sealed += is_sealed
+                self._adopt(final)
 
-    def _seal_once(self, key: Key) -> bool:
-        self._check_sole_authority(key)
-        executed, impossible = self._chain.propose(key, self._pool.in_turns(), self._next_timestamp())
-        gone = {transaction.hash for transaction in impossible}
-        self._drop(self._pool.stale(lambda transaction: transaction.hash in gone))
-        if executed is None:
-            return False
-        check_transactions(executed.transactions, self._chain.tip.accounts)
-        self._write(executed, seal.certify(self.genesis_hash, executed.header, [key]))
-        return True
+    async def _wait_for_second(self) -> None:
+        """Return once the clock has reached the first second that the next block may bear."""
+        earliest = earliest_timestamp(self._chain.tip.header, self.config)
+        while (wait_s := earliest - self._clock()) > 0:  # noqa: ASYNC110 - a clock sends no event
+            await trio.sleep(min(wait_s, CLOCK_LOOK_S))
+
+    def _seal_once(self, key: Key, timestamp: int) -> tuple[_Final, bool]:
+        chain, pool = self._chain, self._pool
+        executed, stuck = chain.propose(key, pool.in_turns(), timestamp)
+        if stuck:
+            # Cannot be while the pool's rules hold; should it be, one account's transactions must not end the chain.
+            stale = pool.stale({}, set(pool.senders) - stuck)
+            chain.store.forget_journal(tuple(stale))
+            return _Final(chain.tip, stale), False
+        assert executed is not None, "the first of the waiting transactions fits any block"
+        return self._write(executed, seal.certify(self.genesis_hash, executed.header, [key])), True
 
     def _check_sole_authority(self, key: Key) -> None:
         authorities = self.authorities
         if key.address not in authorities:
-            raise NotAllowed(f"0x{key.address.hex()} is no authority of this ledger: start without `authority = true`")
+            raise NotAllowed(f"0x{key.address.hex()} is no authority of this ledger: it cannot seal blocks")
         if len(authorities) > 1:
             raise BadInput(f"this ledger has {len(authorities)} authorities: this version seals with exactly one")

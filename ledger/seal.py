@@ -64,7 +64,9 @@ def seal(header: CancunBlockHeader, key: Key) -> CancunBlockHeader:
 def proposer_of(header: CancunBlockHeader) -> Address:
     """The account that sealed a header. Raises BadPeer or BadInput when it is not sealed."""
     if len(header.extra_data) != EXTRA_DATA_SIZE:
-        raise BadPeer(f"block {header.block_number}: extra_data has {len(header.extra_data)} bytes, not {EXTRA_DATA_SIZE}")
+        raise BadPeer(
+            f"block {header.block_number}: extra_data has {len(header.extra_data)} bytes, not {EXTRA_DATA_SIZE}"
+        )
     return recover(_sealing_hash(header), header.extra_data[UNSEALED_SIZE:])
 
 
@@ -108,8 +110,8 @@ def check_seal(header: CancunBlockHeader, parent: CancunBlockHeader, authorities
 def check_certificate(
     certificate: Certificate, genesis_hash: bytes, header: CancunBlockHeader, authorities: Sequence[Address]
 ) -> None:
-    """Raise BadPeer, or BadInput for a signature that is none, unless distinct authorities, a quorum of them, voted this
-    very block final."""
+    """Raise BadPeer, or BadInput for a signature that is none, unless a quorum of distinct authorities voted this very
+    block final."""
     number = header.block_number
     if certificate.block_hash != header.hash or certificate.iteration != iteration_of(header):
         raise BadPeer(f"block {number}: its certificate is for another block or iteration")

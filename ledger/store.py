@@ -31,6 +31,9 @@ FORMAT = b"aigen ledger 1"
 _NUMBER = struct.Struct(">Q")
 _PLACE = struct.Struct(">QI")
 HASH_SIZE = 32
+WAY_OUT = "keep a copy of that folder, move it away and start again; the node fetches the chain from its peers"
+"""What to do about a ledger that is damaged."""
+
 _SEQUENCE_END = (1 << 64) - 1
 
 
@@ -42,7 +45,7 @@ class Store:
         self.path = path
         self._failure: Refused | None = None
         if _lost_its_index(path):
-            raise self._corrupt("it has data but no file CURRENT")
+            raise self.corrupt("it has data but no file CURRENT")
         with self._reported():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = plyvel.DB(str(path), create_if_missing=True, paranoid_checks=True)
@@ -51,16 +54,14 @@ class Store:
             if found is None and self.head() is None:
                 self._write({b"F": FORMAT})
             elif found != FORMAT:
-                raise self._corrupt(f"its format is {found!r}, not {FORMAT!r}")
+                raise self.corrupt(f"its format is {found!r}, not {FORMAT!r}")
         except BaseException:
             self.close()
             raise
 
-    def _corrupt(self, what: object) -> Corrupt:
-        return Corrupt(
-            f"the ledger in {self.path} is damaged or not of this version ({what}): keep a copy of that folder, move it "
-            "away and start again; the node fetches the chain from its peers"
-        )
+    def corrupt(self, what: object) -> Corrupt:
+        """What to raise when the bytes here are not those that were written."""
+        return Corrupt(f"the ledger in {self.path} is damaged or not of this version ({what}): {WAY_OUT}")
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -77,11 +78,15 @@ class Store:
         if what.startswith("IO error: lock "):
             return Conflict(f"the ledger in {self.path} is in use by another process: stop that node first")
         if isinstance(error, plyvel.CorruptionError) or "No such file" in what:
-            return self._corrupt(what)
+            return self.corrupt(what)
         if any(reason in what for reason in ("No space left", "quota exceeded", "File too large")):
-            return NoSpace(f"the ledger in {self.path} cannot be written ({what}): free space, then start the node again")
+            return NoSpace(
+                f"the ledger in {self.path} cannot be written ({what}): free space, then start the node again"
+            )
         if "Permission denied" in what or "Read-only file system" in what:
-            return NotAllowed(f"the ledger in {self.path} is closed to this user ({what}): give it the right to write there")
+            return NotAllowed(
+                f"the ledger in {self.path} is closed to this user ({what}): give it the right to write there"
+            )
         return Refused(f"the ledger in {self.path} failed ({what}): remove the cause, then start the node again")
 
     @property
@@ -95,7 +100,9 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     # Reading
@@ -116,7 +123,7 @@ class Store:
     def _must(self, key: bytes, what: str) -> bytes:
         value = self._get(key)
         if value is None:
-            raise self._corrupt(f"{what} is missing")
+            raise self.corrupt(f"{what} is missing")
         return value
 
     def head(self) -> tuple[int, bytes] | None:
@@ -125,10 +132,11 @@ class Store:
         if value is None:
             return None
         if len(value) != _NUMBER.size + HASH_SIZE:
-            raise self._corrupt(f"its head is {value!r}")
+            raise self.corrupt(f"its head is {value!r}")
         return _NUMBER.unpack_from(value)[0], value[_NUMBER.size :]
 
     def state_node(self, key: bytes) -> bytes | None:
+        """A trie node or code by its Keccak hash."""
         return self._get(b"s" + key)
 
     def sealed_bytes(self, number: int) -> bytes:
@@ -139,10 +147,12 @@ class Store:
         try:
             return msgspec.msgpack.decode(self.sealed_bytes(number), type=SealedBlock)
         except msgspec.DecodeError as error:
-            raise self._corrupt(f"block {number}: {error}") from error
+            raise self.corrupt(f"block {number}: {error}") from error
 
     def record(self, number: int) -> BlockRecord:
-        return self._decode_record(number, self._must(b"e" + _NUMBER.pack(number), f"the event record of block {number}"))
+        return self._decode_record(
+            number, self._must(b"e" + _NUMBER.pack(number), f"the event record of block {number}")
+        )
 
     def records(self, start: int, stop: int) -> Iterator[BlockRecord]:
         """Records of the blocks start <= number < stop, in order, none left out."""
@@ -153,15 +163,15 @@ class Store:
             yield self._decode_record(number, value)
             expected += 1
         if expected < stop:
-            raise self._corrupt(f"the event record of block {expected} is missing")
+            raise self.corrupt(f"the event record of block {expected} is missing")
 
     def _decode_record(self, number: int, value: bytes) -> BlockRecord:
         try:
             record = records.decode(value)
         except msgspec.DecodeError as error:
-            raise self._corrupt(f"the event record of block {number}: {error}") from error
+            raise self.corrupt(f"the event record of block {number}: {error}") from error
         if record.number != number:
-            raise self._corrupt(f"the event record of block {number} says that it is block {record.number}'s")
+            raise self.corrupt(f"the event record of block {number} says that it is block {record.number}'s")
         return record
 
     def receipts(self, number: int) -> list[bytes]:
@@ -169,7 +179,7 @@ class Store:
         try:
             value: list[bytes] = rlp.decode(self._must(b"r" + _NUMBER.pack(number), f"the receipts of block {number}"))
         except rlp.exceptions.RLPException as error:
-            raise self._corrupt(f"the receipts of block {number}: {error}") from error
+            raise self.corrupt(f"the receipts of block {number}: {error}") from error
         return value
 
     def number_of(self, block_hash: bytes) -> int | None:

@@ -16,7 +16,7 @@ from eth.exceptions import PyEVMError
 from eth.vm.forks.cancun.transactions import CancunTransactionBuilder
 from eth_account import Account
 from eth_keys.exceptions import BadSignature
-from eth_utils import ValidationError
+from eth_utils.exceptions import ValidationError
 
 from contracts.addresses import CONTRACT_AT
 from contracts.errors import BadInput, NotAllowed

@@ -13,7 +13,7 @@ from ledger.transactions import CALL_GAS, sign
 
 
 class Wallet:
-    """Nobody else may send with the same key at the same time: nonces are taken in order here."""
+    """Takes nonces in order. Whoever else sends with the same key at the same time may get Conflict, or cause it."""
 
     def __init__(self, key: Key, ledger: Ledger) -> None:
         self._key = key

@@ -5,6 +5,7 @@ A setting `key` of section `[section]` is the variable AIGEN_SECTION_KEY; lists 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -196,10 +197,10 @@ def load(path: Path, environment: Mapping[str, str] = os.environ, flags: Mapping
         for key, kind in keys.items():
             variable = f"AIGEN_{section}_{key}".upper()
             if variable in environment:
-                merged.setdefault(section, {})[key] = _parse(variable, environment[variable], kind)
+                _override(merged, section, key, _parse(variable, environment[variable], kind))
     for name, value in (flags or {}).items():
         section, key = name.split(".")
-        merged.setdefault(section, {})[key] = value
+        _override(merged, section, key, value)
     try:
         config = msgspec.convert(merged, Config)
     except msgspec.ValidationError as error:
@@ -213,12 +214,20 @@ def _read(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise NotFound(f"no {path}: set the node up with `aigen init`") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > CONFIG_BYTES_MAX:
         raise BadInput(f"{path} has {len(data)} bytes, at most {CONFIG_BYTES_MAX} are read")
     try:
         return tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not TOML: {error}") from error
+
+
+def _override(merged: dict[str, Any], section: str, key: str, value: Any) -> None:
+    table = merged.setdefault(section, {})
+    if isinstance(table, dict):  # anything else is refused as a whole, by its name, when the settings are converted
+        table[key] = value
 
 
 def _settings() -> dict[str, dict[str, Any]]:
@@ -249,6 +258,9 @@ def _check(path: Path, config: Config) -> None:
     for name, port in ports.items():
         if not 0 <= port <= 65535:
             raise BadInput(f"{path}: {name} is {port}, a port is between 1 and 65535 (0: any free one)")
+    taken = [port for port in ports.values() if port]
+    if len(set(taken)) < len(taken):
+        raise BadInput(f"{path}: {', '.join(f'{name} = {port}' for name, port in ports.items())}: give each its own")
     positive = {
         "rpc.body_bytes": config.rpc.body_bytes,
         "rpc.batch_size": config.rpc.batch_size,
@@ -258,7 +270,7 @@ def _check(path: Path, config: Config) -> None:
         "inference.cache_size": config.inference.cache_size,
     }
     for name, value in positive.items():
-        if value <= 0:
-            raise BadInput(f"{path}: {name} is {value}, it must be above 0")
+        if not 0 < value < math.inf:
+            raise BadInput(f"{path}: {name} is {value}, it must be above 0 and finite")
     if config.inference.threads < 0:
         raise BadInput(f"{path}: inference.threads is {config.inference.threads}, it must be 0 or more")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from contracts.errors import Refused
+from contracts.errors import Busy, Refused
 from node.inference.engine import Engine
 from node.inference.spec import FileEntry, ModelSpec
 from node.registry import Model, ModelKey
@@ -21,6 +21,9 @@ from node.storage.manifest import Manifest
 
 PROGRESS_INTERVAL_S = 0.25
 """How often somebody who waits is told how far a load is."""
+
+REPAIRS_MAX = 3
+"""Rounds of fetching what turned out damaged on the disk, in one load."""
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,6 @@ class _Load:
     """One load under way, or how the last one failed."""
 
     model: Model
-    pin: bool
     state: ModelState = "fetching"
     progress: FetchProgress = field(default_factory=FetchProgress)
     failure: Refused | None = None
@@ -49,13 +51,15 @@ class Loading:
         self._engine = engine
         self._nursery = nursery
         self._loads: dict[ModelKey, _Load] = {}
+        self._pinned: set[ModelKey] = set()
+        """What is to be pinned whenever it is loaded, whoever asks for it."""
 
     def state(self, model: Model) -> LoadState:
         loaded = next((one for one in self._engine.loaded() if one.key == engine_key(model)), None)
         load = self._loads.get(model.key)
         if load is not None and not load.done.is_set():
             done, total = load.progress.bytes_done, load.progress.bytes_total
-            return _state(model, load.state, load.pin, done, total, "")
+            return _state(model, load.state, model.key in self._pinned, done, total, "")
         if loaded is not None:
             return _state(model, "loaded", loaded.pinned, model.total_size, model.total_size, "")
         if load is not None and load.failure is not None:
@@ -67,42 +71,63 @@ class Loading:
         return self.state(model).state == "loaded"
 
     def start(self, model: Model, pin: bool = False) -> None:
-        """Begin to load, unless it is loaded or on its way."""
+        """Begin to load, unless it is loaded or on its way. Once `pin` was asked for, every later load pins too."""
+        if pin:
+            self._pinned.add(model.key)
         load = self._loads.get(model.key)
         if load is not None and not load.done.is_set():
-            load.pin |= pin
             return
         if self.is_loaded(model) and not pin:
             return
-        load = self._loads[model.key] = _Load(model, pin)
+        load = self._loads[model.key] = _Load(model)
         self._nursery.start_soon(self._run, load)
 
-    async def wait(self, model: Model) -> LoadState:
+    async def wait(self, model: Model, pin: bool = False) -> LoadState:
         """Begin if need be, and return once it is loaded. Raises why it failed."""
-        self.start(model)
+        self.start(model, pin)
         load = self._loads.get(model.key)
         if load is not None:
             await load.done.wait()
-            if load.failure is not None:
-                raise load.failure
+            if load.failure is not None:  # a copy each: many may wait for one load
+                raise type(load.failure)(str(load.failure)) from load.failure
         return self.state(model)
 
     async def unload(self, model: Model) -> LoadState:
-        """Raises Conflict for the pinned model, Busy for one that is answering, NotFound when it is not loaded."""
+        """Raises Conflict for the pinned model, Busy for one that is answering or on its way, NotFound when it is not
+        loaded."""
+        load = self._loads.get(model.key)
+        if load is not None and not load.done.is_set():
+            raise Busy(f"{engine_key(model)} is being loaded ({load.state}): unload it once it is, or stop the node")
         await self._engine.unload(engine_key(model))
         return self.state(model)
 
     async def _run(self, load: _Load) -> None:
+        model = load.model
         try:
-            manifest = await self._replication.hold_all(load.model, load.progress)
+            manifest = await self._proved(load)
             load.state = "loading"
-            await self._engine.load(self._spec(load.model, manifest), pin=load.pin)
-            self._replication.wake()
+            pin = model.key in self._pinned
+            await self._engine.load(self._spec(model, manifest), pin=pin)
+            if not pin and model.key in self._pinned:  # asked for during the load
+                await self._engine.load(self._spec(model, manifest), pin=True)
         except Refused as error:
             load.failure = error
-            log.warning("loading %s failed: %s", engine_key(load.model), error)
+            log.warning("loading %s failed: %s", engine_key(model), error)
         finally:
             load.done.set()
+
+    async def _proved(self, load: _Load) -> Manifest:
+        """Have every shard here, each hashed since this node started: nothing unproved is mapped."""
+        for _ in range(REPAIRS_MAX):
+            load.state = "fetching"
+            manifest = await self._replication.hold_all(load.model, load.progress)
+            load.state = "verifying"
+            if not any(result.bad_pieces for result in await self._replication.prove(load.model)):
+                return manifest
+        raise Busy(
+            f"shards of {engine_key(load.model)} were damaged on this disk again after {REPAIRS_MAX} repairs: "
+            "check the disk"
+        )
 
     def _spec(self, model: Model, manifest: Manifest) -> ModelSpec:
         store = self._replication.store

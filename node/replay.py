@@ -28,7 +28,7 @@ class Replay:
         if head == self.number:
             return
         self.state = states.fold(self.state, self._ledger.records(self.number + 1))
-        self.number = head
+        self.number = head  # the head moves on this very thread: it is still the one that `records` went up to
         self._changed.set()
         self._changed = trio.Event()
 

@@ -1,28 +1,32 @@
 """What this node should hold, made true again and again: fetch what is missing, announce what is held, repair, scrub.
 
-One pass compares the ledger's state with the store and acts on the difference; it runs after every block, after every
-fetch that is asked for, and again after a pause when something failed. Knows no engine and no RPC.
+Two loops, each comparing the ledger's state with the store and acting on the difference: one fetches and repairs, the
+other announces and withdraws, so that a ledger which stands still keeps no shard from being repaired. Both run after
+every block, whenever `wake` is called, and again after a pause when something failed. Knows no engine and no RPC.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import operator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
-from contracts.calls import AnnounceShards, WithdrawShards
-from contracts.errors import BadInput, NotFound, Refused
+from contracts.calls import AnnounceShards, Call, WithdrawShards
+from contracts.errors import BadInput, Conflict, NoSpace, NotFound, Refused
 from contracts.types import NodeId, ShardHash
+from ledger.ledger import Receipt
 from ledger.wallet import Wallet
-from node.members import REPLICATING_ROLES
+from node.members import REPLICATING_ROLES, Members
 from node.network.addresses import parse_endpoints
 from node.network.client import PeerSource
 from node.network.fetcher import Fetcher
 from node.placement import keepers
-from node.registry import Model
+from node.registry import Model, Registry
 from node.replay import Replay
+from node.shard_index import ShardIndex
 from node.state import State
 from node.storage.manifest import Manifest, ManifestShard, check_registered
 from node.storage.scrub import scrub_shard
@@ -30,6 +34,12 @@ from node.storage.store import ShardStore
 
 RETRY_S = 5.0
 """The pause before another pass when something could not be fetched or announced."""
+
+SENDS_MAX = 3
+"""Attempts at a transaction whose nonce another use of the operator's key took meanwhile."""
+
+FileMark = tuple[int, int, int]
+"""Inode, size and time of change: what a file has to keep to count as the one that was hashed."""
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +66,9 @@ class FetchProgress:
 class ReplicationStatistics:
     shards_wanted: int
     shards_held: int
-    last_failure: str
+    """Of those wanted."""
+    failures: tuple[str, ...]
+    """What the newest passes could not do, a line each."""
     pieces_damaged: int
 
 
@@ -69,24 +81,37 @@ class Replication:
     store: ShardStore
     fetcher: Fetcher
     wallet: Wallet
-    _wake: trio.Event = field(default_factory=trio.Event)
+    _woken: trio.Event = field(default_factory=trio.Event)
+    _announcing: trio.Lock = field(default_factory=trio.Lock)
     _damaged: set[ShardHash] = field(default_factory=set)
-    _last_failure: str = ""
+    _given_up: frozenset[ShardHash] = frozenset()
+    """What the last pass could not get: only such a shard's announcement is withdrawn, not that of one in repair."""
+    _proved: dict[ShardHash, FileMark] = field(default_factory=dict)
+    """Shards hashed since this node started."""
+    _failures: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _pieces_damaged: int = 0
+    _ours: tuple[tuple[Registry, Members, ShardIndex], list[tuple[Model, int]]] | None = None
+    """The last answer of `wanted`, with what it was made of: most blocks change none of that."""
 
     # What should be here
 
-    def wanted(self, state: State) -> Iterator[tuple[Model, int]]:
-        """Every shard this node should hold unasked."""
-        if self.role not in REPLICATING_ROLES:
-            return
+    def wanted(self, state: State) -> list[tuple[Model, int]]:
+        """Every shard this node should hold unasked: its share, and what it has announced."""
+        parts = state.registry, state.members, state.shards
+        if self._ours is not None and all(map(operator.is_, self._ours[0], parts)):
+            return self._ours[1]
+        replicates = self.role in REPLICATING_ROLES
         members = tuple(state.members.members.values())
-        for model in state.registry.models.values():
-            if model.retired:
-                continue
-            for index, shard_hash in enumerate(model.shard_hashes):
-                if self.node_id in keepers(shard_hash, members, self.redundancy):
-                    yield model, index
+        found = [
+            (model, index)
+            for model in state.registry.models.values()
+            if not model.retired
+            for index, shard_hash in enumerate(model.shard_hashes)
+            if self.node_id in state.shards.holders_of(model.key, index)
+            or (replicates and self.node_id in keepers(shard_hash, members, self.redundancy))
+        ]
+        self._ours = (parts, found)
+        return found
 
     def sources(self, model: Model, index: int) -> list[PeerSource]:
         """Where else a shard is held: each address of every other member that announced it."""
@@ -97,85 +122,81 @@ class Replication:
             try:
                 endpoints = parse_endpoints(node_id, member.endpoints if member else ())
             except BadInput as error:
-                log.warning("member %s has an endpoint that is none: %s", node_id, error)
+                log.debug("member %s has an endpoint that is none: %s", node_id, error)
                 continue
             found += [PeerSource(node_id, address) for address in endpoints.data]
         return found
 
     def statistics(self) -> ReplicationStatistics:
-        wanted = [(model, index) for model, index in self.wanted(self.replay.state)]
+        wanted = self.wanted(self.replay.state)
         held = sum(self.store.held(model.shard_hashes[index]) for model, index in wanted)
-        return ReplicationStatistics(len(wanted), held, self._last_failure, self._pieces_damaged)
+        failures = tuple(failure for of_loop in self._failures.values() for failure in of_loop)
+        return ReplicationStatistics(len(wanted), held, failures, self._pieces_damaged)
+
+    # The loops
 
     def wake(self) -> None:
-        """Something may have changed that is not on the ledger: look again soon."""
-        self._wake.set()
+        """Something changed that is not on the ledger: look again soon."""
+        self._woken.set()
+        self._woken = trio.Event()
 
-    # The passes
+    async def run(self, on_pass: Callable[[], None] = lambda: None) -> None:
+        """Make it true for as long as it runs; `on_pass` is called after every pass."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._repeat, "fetching", self.fetch_share, on_pass)
+            nursery.start_soon(self._repeat, "announcing", self.announce_all, on_pass)
 
-    async def run(self) -> None:
-        """Make it true for as long as it runs."""
+    async def _repeat(self, name: str, act: Callable[[], Awaitable[list[str]]], on_pass: Callable[[], None]) -> None:
         while True:
-            number, self._wake = self.replay.number, trio.Event()
-            settled = await self.settle()
-            await self._wait(number, settled)
+            # Taken before the pass: what happens during it calls for another one.
+            number, woken = self.replay.number, self._woken
+            failures = tuple(await act())
+            if failures != self._failures.get(name, ()):
+                for failure in failures:
+                    log.warning("%s %s; trying again in %.0f s", name, failure, RETRY_S)
+            self._failures[name] = failures
+            on_pass()
+            with trio.move_on_after(RETRY_S if failures else float("inf")):
+                await self._changed(number, woken)
 
-    async def _wait(self, number: int, settled: bool) -> None:
-        """Until the ledger moved on, somebody woke us, or the pause after a failure is over."""
-        with trio.move_on_after(float("inf") if settled else RETRY_S):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_then_cancel, lambda: self.replay.wait_change(number), nursery.cancel_scope)
-                nursery.start_soon(_then_cancel, self._wake.wait, nursery.cancel_scope)
+    async def _changed(self, number: int, woken: trio.Event) -> None:
+        """Return once the ledger moved on or somebody woke us."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_then_cancel, lambda: self.replay.wait_change(number), nursery.cancel_scope)
+            nursery.start_soon(_then_cancel, woken.wait, nursery.cancel_scope)
 
-    async def settle(self) -> bool:
-        """One pass over everything; False when something failed and is to be tried again."""
-        failures: list[str] = []
-        await self._scrub_damaged()
-        wanted = list(self.wanted(self.replay.state))
+    async def pause(self) -> None:
+        """What lies between two attempts at something: a change, or the pause after a failure."""
+        with trio.move_on_after(RETRY_S):
+            await self._changed(self.replay.number, self._woken)
+
+    # Fetching
+
+    async def fetch_share(self) -> list[str]:
+        """One pass: repair what is known to be damaged, fetch what is missing of this node's share; the failures."""
+        failures = await self._scrub_damaged()
+        wanted = self.wanted(self.replay.state)
         for model in {model.key: model for model, _ in wanted}.values():
             indices = [index for other, index in wanted if other.key == model.key]
             try:
                 await self.hold(model, indices, FetchProgress())
             except Refused as error:
-                failures.append(f"{model.model_id}: {error}")
-        for model in self.replay.state.registry.models.values():
-            try:
-                await self.announce(model)
-            except Refused as error:
-                failures.append(f"announcing {model.model_id}: {error}")
-        for failure in failures:
-            if failure != self._last_failure:
-                log.warning("%s; trying again in %.0f s", failure, RETRY_S)
-        self._last_failure = failures[-1] if failures else ""
-        return not failures
-
-    async def announce(self, model: Model) -> None:
-        """Put on the ledger what of `model` is held here and not announced, and take off what is not held any more."""
-        if self.node_id not in self.replay.state.members.members:
-            return
-        shards = self.replay.state.shards
-        announced = {i for i in range(model.shard_count) if self.node_id in shards.holders_of(model.key, i)}
-        held = {i for i in range(model.shard_count) if self.store.held(model.shard_hashes[i])}
-        if (new := tuple(sorted(held - announced))) and not model.retired:
-            await self.wallet.send(AnnounceShards(self.node_id, model.model_id, model.version, new))
-            log.info("announced %d shards of %s", len(new), model.model_id)
-        if lost := tuple(sorted(announced - held)):
-            await self.wallet.send(WithdrawShards(self.node_id, model.model_id, model.version, lost))
-            log.warning("withdrew %d shards of %s that are not held any more", len(lost), model.model_id)
-        if new or lost:
-            await self.replay.wait_until(
-                lambda state: all(
-                    (self.node_id in state.shards.holders_of(model.key, i)) == (i in held) for i in new + lost
-                )
-            )
-
-    # Fetching
+                failures.append(f"{model.model_id} version {model.version}: {error}")
+        hashes = (model.shard_hashes[index] for model, index in wanted)
+        given_up = frozenset(shard_hash for shard_hash in hashes if not self.store.held(shard_hash))
+        if given_up != self._given_up:
+            self._given_up = given_up
+            self.wake()
+        return failures
 
     async def manifest(self, model: Model) -> Manifest:
         """The model's manifest, fetched from a holder when it is not here, and held against the ledger."""
         sources = dict.fromkeys(source for i in range(model.shard_count) for source in self.sources(model, i))
         if not sources and not self.store.has_manifest(model.manifest_hash):
-            raise NotFound(f"nobody has announced a shard of {model.model_id} version {model.version} yet")
+            raise NotFound(
+                f"nobody has announced a shard of {model.model_id} version {model.version} yet: it comes once the node "
+                "that imported it is up, or after `aigen model import` here"
+            )
         manifest = await self.fetcher.fetch_manifest(model.manifest_hash, sources)
         check_registered(manifest, model.total_size, model.shard_size, model.shard_hashes)
         return manifest
@@ -186,48 +207,119 @@ class Replication:
         return await self.manifest(model)
 
     async def hold(self, model: Model, indices: list[int], progress: FetchProgress) -> None:
-        """Make sure that these shards are here; each is fetched once however many ask for it."""
+        """Make sure that these shards are here; each is fetched once however many ask for it. One that cannot be had
+        does not keep the others from coming; then the first failure is raised."""
         progress.bytes_total = sum(map(model.size_of_shard, indices))
         missing = [index for index in indices if not self.store.held(model.shard_hashes[index])]
         progress.bytes_done = progress.bytes_total - sum(map(model.size_of_shard, missing))
         if not missing:
             return
         manifest = await self.manifest(model)
+        failures: list[Refused] = []
         for index in missing:
-            await self._fetch(model, index, manifest, progress)
+            try:
+                await self._fetch(model, index, manifest, progress)
+            except NoSpace:  # nor is there any for the others
+                raise
+            except Refused as error:
+                failures.append(error)
+        if failures:
+            more = f" (and {len(failures) - 1} more of its shards)" if len(failures) > 1 else ""
+            raise type(failures[0])(f"{failures[0]}{more}")
 
     async def _fetch(self, model: Model, index: int, manifest: Manifest, progress: FetchProgress) -> None:
-        sources = self.sources(model, index)
-        if not sources:
-            raise NotFound(f"nobody else has announced shard {index} of {model.model_id} version {model.version}")
-        after = progress.bytes_done + model.size_of_shard(index)
-        before_pieces = self.fetcher.statistics().pieces_fetched
+        shard = manifest.shards[index]
+        before, reports = progress.bytes_done, 0
 
-        def report(size: int) -> None:
+        def report(size: int) -> None:  # first what lay here already, then piece by piece
+            nonlocal reports
+            reports += 1
             progress.bytes_done += size
 
-        await self.fetcher.fetch_shard(manifest.shards[index], sources, report)
-        progress.bytes_done = after
-        pieces = self.fetcher.statistics().pieces_fetched - before_pieces
-        log.info("shard %d of %s is whole, %d pieces were fetched", index, model.model_id, pieces)
+        try:
+            await self.fetcher.fetch_shard(shard, self.sources(model, index), report)
+        except Refused:
+            progress.bytes_done = before
+            raise
+        progress.bytes_done = before + shard.size
+        self._note_proved(shard.sha256, self._mark(shard.sha256))
+        log.info("shard %d of %s is whole, %d pieces were fetched", index, model.model_id, max(0, reports - 1))
+        self.wake()
+
+    # Announcing
+
+    async def announce_all(self) -> list[str]:
+        """One pass over every model; the failures."""
+        failures = []
+        for model in self.replay.state.registry.models.values():
+            try:
+                await self.announce(model)
+            except Refused as error:
+                failures.append(f"{model.model_id} version {model.version}: {error}")
+        return failures
+
+    async def announce(self, model: Model) -> None:
+        """Put on the ledger what of `model` is held here and not announced, and take off what is lost for now."""
+        async with self._announcing:
+            if self.node_id not in self.replay.state.members.members:
+                return
+            hashes = model.shard_hashes
+            announced = self.replay.state.shards.announced_by(self.node_id, model.key)
+            held = {i for i in range(model.shard_count) if self.store.held(hashes[i])}
+            lost = tuple(i for i in sorted(announced - held) if model.retired or hashes[i] in self._given_up)
+            if (new := tuple(sorted(held - announced))) and not model.retired:
+                await self.send(AnnounceShards(self.node_id, model.model_id, model.version, new))
+                log.info("announced %d shards of %s", len(new), model.model_id)
+            if lost:
+                await self.send(WithdrawShards(self.node_id, model.model_id, model.version, lost))
+                log.warning("withdrew %d shards of %s that are not held any more", len(lost), model.model_id)
+
+    async def send(self, call: Call) -> Receipt:
+        """Send a transaction of the operator's and return once `replay` has it. Its key may be in use elsewhere too, by
+        an `aigen` command for one: whoever comes second takes the next nonce."""
+        for attempt in range(1, SENDS_MAX + 1):
+            try:
+                receipt = await self.wallet.send(call)
+                break
+            except Conflict:
+                if attempt == SENDS_MAX:
+                    raise
+        await self.replay.wait_change(receipt.block_number - 1)
+        return receipt
 
     # Scrubbing
 
-    async def scrub(self, wanted: Callable[[Model], bool] = lambda model: True) -> list[ScrubResult]:
+    async def scrub(
+        self, of_model: Callable[[Model], bool] = lambda model: True, unproved_only: bool = False
+    ) -> list[ScrubResult]:
         """Hash the held shards of registered models again; a damaged one is held no more and its pieces are fetched
-        anew by the next pass."""
+        anew by the next pass. Everything is looked at before the first failure is raised."""
         results: list[ScrubResult] = []
-        for model in [model for model in self.replay.state.registry.models.values() if wanted(model)]:
-            if not self.store.has_manifest(model.manifest_hash):
+        failures: list[Refused] = []
+        for model in self.replay.state.registry.models.values():
+            if not of_model(model) or not self.store.has_manifest(model.manifest_hash):
                 continue
-            manifest = await trio.to_thread.run_sync(self.store.manifest, model.manifest_hash)
-            for index, shard in enumerate(manifest.shards):
-                if self.store.held(shard.sha256):
-                    results.append(await self._scrub_shard(model, index, shard))
+            try:
+                manifest = await trio.to_thread.run_sync(self.store.manifest, model.manifest_hash)
+                for index, shard in enumerate(manifest.shards):
+                    if not (unproved_only and self._is_proved(shard.sha256)):
+                        results += await self._scrub_shard(model, index, shard)
+            except Refused as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         return results
 
-    async def _scrub_shard(self, model: Model, index: int, shard: ManifestShard) -> ScrubResult:
-        bad = await trio.to_thread.run_sync(scrub_shard, self.store, shard)
+    async def prove(self, model: Model) -> list[ScrubResult]:
+        """Hash those shards of `model` that this node has not hashed since it started."""
+        return await self.scrub(lambda other: other.key == model.key, unproved_only=True)
+
+    async def _scrub_shard(self, model: Model, index: int, shard: ManifestShard) -> list[ScrubResult]:
+        mark = self._mark(shard.sha256)
+        try:
+            bad = await trio.to_thread.run_sync(scrub_shard, self.store, shard)
+        except NotFound:  # not held, or another scrub was faster in taking it out of service
+            return []
         if bad:
             log.warning(
                 "shard %d of %s is damaged in %d pieces: not served any more, fetching them again",
@@ -235,27 +327,58 @@ class Replication:
                 model.model_id,
                 len(bad),
             )
+            self._proved.pop(shard.sha256, None)
             self._pieces_damaged += len(bad)
             self.wake()
-        return ScrubResult(model, index, shard.piece_count, bad)
+        else:
+            self._note_proved(shard.sha256, mark)
+        return [ScrubResult(model, index, shard.piece_count, bad)]
 
     def note_damage(self, shard_hash: ShardHash) -> None:
         """A piece of this held shard turned out wrong when it was about to be served: scrub it in the next pass."""
         self._damaged.add(shard_hash)
         self.wake()
 
-    async def _scrub_damaged(self) -> None:
+    async def _scrub_damaged(self) -> list[str]:
+        failures = []
         while self._damaged:
             shard_hash = self._damaged.pop()
-            await self.scrub(lambda model, shard_hash=shard_hash: shard_hash in model.shard_hashes)  # type: ignore[misc]
+            for model in self.replay.state.registry.models.values():
+                if shard_hash not in model.shard_hashes:
+                    continue
+                try:
+                    manifest = await trio.to_thread.run_sync(self.store.manifest, model.manifest_hash)
+                    index = model.shard_hashes.index(shard_hash)
+                    await self._scrub_shard(model, index, manifest.shards[index])
+                except Refused as error:
+                    failures.append(f"a damaged shard of {model.model_id}: {error}")
+                break
+        return failures
 
     async def run_scrub(self, interval_s: float) -> None:
         """Scrub everything once an interval, for as long as it runs."""
         while True:
             await trio.sleep(interval_s)
-            await self.scrub()
+            try:
+                await self.scrub()
+            except Refused as error:
+                log.warning("scrubbing the shards: %s", error)
+
+    def _mark(self, shard_hash: ShardHash) -> FileMark | None:
+        try:
+            found = self.store.path(shard_hash).stat()
+        except (NotFound, FileNotFoundError):
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    def _note_proved(self, shard_hash: ShardHash, mark: FileMark | None) -> None:
+        if mark is not None:
+            self._proved[shard_hash] = mark
+
+    def _is_proved(self, shard_hash: ShardHash) -> bool:
+        return self._proved.get(shard_hash) == self._mark(shard_hash)
 
 
-async def _then_cancel(wait: Callable[[], object], scope: trio.CancelScope) -> None:
-    await wait()  # type: ignore[misc]
+async def _then_cancel(wait: Callable[[], Awaitable[object]], scope: trio.CancelScope) -> None:
+    await wait()
     scope.cancel()

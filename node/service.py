@@ -6,23 +6,22 @@ Knows no HTTP and no JSON; what may be asked by whom is `node.rpc`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 
 import msgspec
 import trio
 
-from contracts.addresses import ADDRESSES
 from contracts.calls import CheckTier
-from contracts.errors import NotFound
-from contracts.events import ContractEvent, TierChecked
+from contracts.errors import Busy, NotFound, Refused
+from contracts.events import TierChecked
 from contracts.types import Address, ModelId, NodeId, TransactionHash, Version
-from ledger import seal
 from ledger.ledger import Ledger
 from ledger.transactions import Transaction
 from ledger.wallet import Wallet
+from node import views
 from node.config import Config
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Message, Parameters
@@ -34,6 +33,12 @@ from node.rpc import port
 from node.rpc.port import ChatDelta, Emit, HealthStatus, LoadState, StartStep, StepState
 from node.state import State
 from node.storage.store import ShardStore
+
+CHECK_TIMEOUT_S = 30.0
+"""How long a tier check may take to become final before its asker is told to come again."""
+
+LOADS_MAX = 3
+"""Loads for one question, when what was loaded is evicted again before the answer begins."""
 
 STEP_NAMES = (
     "replay the ledger",
@@ -59,10 +64,14 @@ class Steps:
         assert name in self.steps
         self.steps[name] = StartStep(name, state, detail)
 
+    def note(self, name: str, detail: str) -> None:
+        """Say more about a step, its state as it is."""
+        self.set(name, self.steps[name].state, detail)
+
     @contextmanager
-    def running(self, name: str) -> Iterator[None]:
-        """A step from its beginning to its end."""
-        self.set(name, "running")
+    def running(self, name: str, detail: str = "") -> Iterator[None]:
+        """A step from its beginning to its end; what it failed with stays visible."""
+        self.set(name, "running", detail)
         try:
             yield
         except Exception as error:
@@ -71,6 +80,7 @@ class Steps:
         self.set(name, "done", self.steps[name].detail)
 
     def current(self) -> str:
+        """The step under way, or the one that failed and is about to be tried again."""
         return next((step.name for step in self.steps.values() if step.state in {"running", "failed"}), "")
 
 
@@ -87,9 +97,11 @@ class Service:
     loading: Loading
     wallet: Wallet
     peers: Callable[[], tuple[NodeId, ...]]
+    unreachable: Callable[[], Mapping[NodeId, str]]
+    """Nodes that should be peers and are not, with the reason."""
     steps: Steps
     started_at: int = field(default_factory=lambda: int(time.time()))
-    _checking: dict[tuple[Address, ModelId, Version], trio.Lock] = field(default_factory=dict)
+    _checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = field(default_factory=dict)
 
     @property
     def _state(self) -> State:
@@ -107,159 +119,41 @@ class Service:
 
     def models(self) -> tuple[port.ModelInfo, ...]:
         models = sorted(self._state.registry.models.values(), key=lambda model: model.registered)
-        return tuple(self._model_info(model) for model in models)
+        return tuple(views.model_info(self._state, model) for model in models)
 
     def model(self, model_id: ModelId, version: Version | None) -> port.ModelInfo | None:
         try:
-            return self._model_info(self._state.registry.find(model_id, version))
+            return views.model_info(self._state, self._state.registry.find(model_id, version))
         except NotFound:
             return None
-
-    def _model_info(self, model: Model) -> port.ModelInfo:
-        return port.ModelInfo(
-            model_id=model.model_id,
-            version=model.version,
-            total_size=model.total_size,
-            shard_size=model.shard_size,
-            shard_count=model.shard_count,
-            shard_hashes=model.shard_hashes,
-            manifest_hash=model.manifest_hash,
-            minimum_tier=model.minimum_tier,
-            core=self._state.registry.core == model.key,
-            architecture=model.architecture,
-            metadata=model.metadata,
-            retired=model.retired,
-        )
 
     def catalogue(self) -> tuple[port.CatalogueEntry, ...]:
-        registered = {model_id for model_id, _ in self._state.registry.models}
-        return tuple(
-            port.CatalogueEntry(
-                model_id=entry.model_id,
-                title=entry.title,
-                minimum_tier=entry.minimum_tier,
-                approximate_size=entry.approximate_size,
-                architecture=entry.architecture,
-                parameters=entry.parameters,
-                source=entry.source,
-                registered=entry.model_id in registered,
-            )
-            for entry in self.ledger.config.catalogue
-        )
+        return views.catalogue(self._state, self.ledger.config)
 
     def shards(self, model_id: ModelId, version: Version) -> tuple[port.ShardInfo, ...]:
-        model = self._state.registry.models[model_id, version]
-        mirrors = sorted(self._state.shards.mirrors.get(model.key, frozenset()))
-        mirrored = tuple(port.Location(None, _backend(mirror.backend), mirror.uri) for mirror in mirrors)
-        return tuple(self._shard_info(model, index, mirrored) for index in range(model.shard_count))
-
-    def _shard_info(self, model: Model, index: int, mirrored: tuple[port.Location, ...]) -> port.ShardInfo:
-        members = self._state.members.members
-        holders = sorted(self._state.shards.holders_of(model.key, index))
-        peers = tuple(
-            port.Location(node_id, "peer", next(iter(members[node_id].endpoints), ""))
-            for node_id in holders
-            if node_id in members
-        )
-        return port.ShardInfo(
-            shard_index=index,
-            total_shards=model.shard_count,
-            shard_hash=model.shard_hashes[index],
-            size=model.size_of_shard(index),
-            copies=len(peers),
-            locations=peers + mirrored,
-        )
+        return views.shard_infos(self._state, self._state.registry.models[model_id, version])
 
     def members(self) -> tuple[port.MemberInfo, ...]:
-        announced: dict[NodeId, int] = {}
-        for holders in self._state.shards.holders.values():
-            for node_id in holders:
-                announced[node_id] = announced.get(node_id, 0) + 1
-        return tuple(
-            port.MemberInfo(m.node_id, m.operator, m.role, m.endpoints, announced.get(m.node_id, 0))
-            for m in sorted(self._state.members.members.values(), key=lambda member: member.node_id)
-        )
+        return views.member_infos(self._state)
 
     def account(self, account: Address) -> port.AccountInfo:
-        found = self.ledger.account(account)
-        grant = self._state.tiers.held(account, time.time())
-        return port.AccountInfo(
-            account=account,
-            nonce=found.next_nonce,
-            enrolled=found.enrolled,
-            admin=found.admin,
-            authority=found.authority,
-            tier=grant.tier if grant else None,
-            tier_until=grant.until if grant else None,
-        )
+        return views.account_info(self.ledger, self._state, account, time.time())
 
     def chain(self) -> port.ChainInfo:
-        head, config = self.ledger.head, self.ledger.config
-        return port.ChainInfo(
-            name=config.network.name,
-            chain_id=self.chain_id,
-            genesis_hash=self.ledger.genesis_hash,
-            head_number=head.number,
-            head_hash=head.hash,
-            head_timestamp=head.timestamp,
-            state_root=head.state_root,
-            pending_transactions=self.ledger.statistics().pool_transactions,
-            gas_limit=config.network.gas_limit,
-            shard_size=config.shards.size,
-            redundancy=config.shards.redundancy,
-            check_period_s=self._state.tiers.check_period_s,
-            admins=tuple(sorted(self.ledger.admins)),
-            authorities=tuple(sorted(self.ledger.authorities)),
-            tiers=tuple(
-                port.TierInfo(tier.name, tier.rank, tier.cache_size)
-                for tier in sorted(self._state.tiers.tiers.values(), key=lambda tier: tier.rank)
-            ),
-            contracts=dict(ADDRESSES),
-        )
+        return views.chain_info(self.ledger, self._state)
 
     def block(self, at: int | bytes | None) -> port.BlockInfo | None:
-        try:
-            number = (
-                self.ledger.number_of(at) if isinstance(at, bytes) else self.ledger.head.number if at is None else at
-            )
-            record, header = self.ledger.record(number), self.ledger.header(number)
-        except NotFound:
-            return None
-        return port.BlockInfo(
-            number=number,
-            hash=record.hash,
-            parent_hash=bytes(header.parent_hash),
-            timestamp=header.timestamp,
-            state_root=bytes(header.state_root),
-            gas_used=header.gas_used,
-            proposer=seal.proposer_of(header) if number else None,
-            signers=self.ledger.signers(number),
-            transactions=tuple(TransactionHash(t.hash) for t in record.transactions) if number else (),
-        )
+        return views.block_info(self.ledger, at)
 
     def receipt(self, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
-        found = self.ledger.receipt(transaction_hash)
-        if found is None:
-            return None
-        transaction = found.transaction
-        return port.ReceiptInfo(
-            transaction_hash=transaction_hash,
-            block_number=found.block_number,
-            block_hash=found.block_hash,
-            sender=Address(transaction.sender),
-            nonce=transaction.nonce,
-            to=Address(transaction.to),
-            gas_used=transaction.gas_used,
-            succeeded=transaction.reason is None,
-            reason=transaction.reason,
-            events=tuple(_event_info(event) for event in transaction.events),
-        )
+        return views.receipt_info(self.ledger, transaction_hash)
 
     # This node
 
     def node_info(self) -> port.NodeInfo:
         engine, store = self.engine.statistics(), self.store.statistics()
         fetched = self.replication.fetcher.statistics()
+        core = self.core_model()
         return port.NodeInfo(
             node_id=self.node_id,
             operator=self.operator,
@@ -267,7 +161,7 @@ class Service:
             aigen_version=package_version("aigen"),
             status=self.steps.status,
             started_at=self.started_at,
-            core_model=self.core_model_id(),
+            core_model=core[0] if core else None,
             endpoints=self.endpoints,
             peers=self.peers(),
             disk_budget=self.config.storage.disk_budget,
@@ -276,15 +170,29 @@ class Service:
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
-            steps=tuple(self.steps.steps.values()),
+            steps=tuple(self._explained(step) for step in self.steps.steps.values()),
             models=self.load_states(),
         )
 
-    def core_model_id(self) -> ModelId | None:
-        """The model this node pins: its own config's, else the network's."""
-        if self.config.node.model:
-            return ModelId(self.config.node.model)
-        return self._state.registry.core[0] if self._state.registry.core else None
+    def _explained(self, step: StartStep) -> StartStep:
+        """A step that waits for the network says why there is none, when no peer is connected."""
+        if step.state != "running" or step.name not in STEP_NAMES[:2] or self.peers():
+            return step
+        return msgspec.structs.replace(step, detail="; ".join(filter(None, (step.detail, self.peer_trouble()))))
+
+    def peer_trouble(self) -> str:
+        """Why the nodes that should be peers are none, in one line; empty when there are none to miss."""
+        return "; ".join(f"no connection to {node_id}: {reason}" for node_id, reason in self.unreachable().items())
+
+    def core_model(self) -> tuple[ModelId, Version | None] | None:
+        """The model this node pins: the one its config names, else the network's.
+
+        The version is the one the ledger designates; None, the newest, for a model of this node's own choice.
+        """
+        name, core = self.config.node.model, self._state.registry.core
+        if name and (core is None or core[0] != name):
+            return ModelId(name), None
+        return core
 
     def health(self) -> port.Health:
         status = self.steps.status
@@ -321,8 +229,8 @@ class Service:
         return await self.ledger.submit(raw)
 
     async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> port.TierCheck:
-        key = (account, model_id, version)
-        async with self._checking.setdefault(key, trio.Lock()):
+        """Many may ask at once for one account and model: the first makes the transaction, the others read it."""
+        async with self._alone((account, model_id, version)):
             check = self._state.tiers.standing_check(account, model_id, version, time.time())
             if check is not None:
                 return port.TierCheck(
@@ -335,8 +243,17 @@ class Service:
                     check.until,
                     check.transaction_hash,
                 )
-            receipt = await self.wallet.send(CheckTier(account, model_id, version))
+            return await self._check_on_ledger(account, model_id, version)
+
+    async def _check_on_ledger(self, account: Address, model_id: ModelId, version: Version) -> port.TierCheck:
+        with trio.move_on_after(CHECK_TIMEOUT_S) as scope:
+            receipt = await self.replication.send(CheckTier(account, model_id, version))
             await self.replay.wait_change(receipt.block_number - 1)
+        if scope.cancelled_caught:
+            raise Busy(
+                f"the tier check of 0x{account.hex()} for {model_id} is in no block after {CHECK_TIMEOUT_S:.0f} s: "
+                "ask again; is the authority's node running and reachable?"
+            )
         event = next(event for event in receipt.transaction.events if isinstance(event, TierChecked))
         return port.TierCheck(
             account,
@@ -348,6 +265,19 @@ class Service:
             event.until,
             TransactionHash(receipt.transaction.hash),
         )
+
+    @asynccontextmanager
+    async def _alone(self, key: tuple[Address, ModelId, Version]) -> AsyncIterator[None]:
+        """One task at a time for each check; a lock is forgotten with its last user."""
+        lock, users = self._checking.get(key, (trio.Lock(), 0))
+        self._checking[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            users = self._checking.pop(key)[1] - 1
+            if users:
+                self._checking[key] = (lock, users)
 
     async def load_model(self, model_id: ModelId, version: Version, wait: bool) -> LoadState:
         model = self._state.registry.models[model_id, version]
@@ -384,8 +314,11 @@ class Service:
         emit: Emit | None,
     ) -> Completion:
         model = self._state.registry.models[model_id, version]
-        if not self.loading.is_loaded(model):
+        for _ in range(LOADS_MAX):
+            if self.loading.is_loaded(model):
+                break
             await self._load_with_progress(model, emit)
+        # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
         if emit is None:
             return await self.engine.complete(engine_key(model), messages, parameters)
         async with self.engine.generate(engine_key(model), messages, parameters) as answer:
@@ -399,24 +332,22 @@ class Service:
         return Completion("".join(texts), chunk.finish_reason, chunk.usage)
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:
-        """Wait for a load, telling the asker how far it is."""
+        """Wait for a load, telling the asker how far it is. Raises why it failed."""
         if emit is None:
             await self.loading.wait(model)
             return
+        failure: Refused | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_progress, model, emit)
-            await self.loading.wait(model)
+            try:
+                await self.loading.wait(model)
+            except Refused as error:  # a nursery would wrap it in a group, which the RPC does not know
+                failure = error
             nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _tell_progress(self, model: Model, emit: Emit) -> None:
         while True:
             await emit(self.loading.state(model))
             await trio.sleep(PROGRESS_INTERVAL_S)
-
-
-def _backend(name: str) -> port.Backend:
-    return msgspec.convert(name, port.Backend)
-
-
-def _event_info(event: ContractEvent) -> port.EventInfo:
-    return port.EventInfo(type(event).__name__, {name: getattr(event, name) for name in event.__struct_fields__})

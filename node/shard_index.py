@@ -1,4 +1,4 @@
-"""The shard index: who announced which shard of which model, and the mirrors. A pure fold.
+"""The shard index: who announced which shards of which model, and the mirrors. A pure fold.
 
 A location is (shard, node_id, backend type, uri): members announce shards (`peer`, no uri: the member's endpoints say
 where); mirrors hold a whole model (`http`, `ipfs`, no node_id).
@@ -6,7 +6,8 @@ where); mirrors hold a whole model (`http`, `ipfs`, no node_id).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 from immutables import Map
@@ -25,48 +26,80 @@ ShardKey = tuple[ModelId, Version, int]
 
 
 class ShardIndex(msgspec.Struct, frozen=True):
-    holders: Map[ShardKey, frozenset[NodeId]] = Map()
+    """Kept by model and node, as announcements come; nothing is empty: who holds nothing has no entry."""
+
+    announced: Map[ModelKey, Map[NodeId, frozenset[int]]] = Map()
     mirrors: Map[ModelKey, frozenset[Mirror]] = Map()
 
+    def announced_by(self, node_id: NodeId, key: ModelKey) -> frozenset[int]:
+        """The indices of the model's shards that a node holds."""
+        return self.announced.get(key, _NO_NODES).get(node_id, _NO_SHARDS)
+
     def holders_of(self, key: ModelKey, shard_index: int) -> frozenset[NodeId]:
-        return self.holders.get((*key, shard_index), frozenset())
+        nodes = self.announced.get(key, _NO_NODES)
+        return frozenset(node_id for node_id, shards in nodes.items() if shard_index in shards)
+
+    @property
+    def holders(self) -> Mapping[ShardKey, frozenset[NodeId]]:
+        """The same by shard, made anew each time."""
+        found: dict[ShardKey, set[NodeId]] = {}
+        for (model_id, version), nodes in self.announced.items():
+            for node_id, shards in nodes.items():
+                for shard_index in shards:
+                    found.setdefault((model_id, version, shard_index), set()).add(node_id)
+        return {shard: frozenset(nodes) for shard, nodes in found.items()}
+
+
+_NO_NODES: Map[NodeId, frozenset[int]] = Map()
+_NO_SHARDS: frozenset[int] = frozenset()
 
 
 def apply(state: ShardIndex, event: events.ContractEvent) -> ShardIndex:
     match event:
         case events.ShardsAnnounced():
-            return _with_holders(state, event, lambda holders, node_id: holders | {node_id})
+            key, node_id = _key(event), NodeId(event.node_id)
+            return _with_shards(state, key, node_id, state.announced_by(node_id, key).union(event.shard_indices))
         case events.ShardsWithdrawn():
-            return _with_holders(state, event, lambda holders, node_id: holders - {node_id})
+            key, node_id = _key(event), NodeId(event.node_id)
+            return _with_shards(state, key, node_id, state.announced_by(node_id, key).difference(event.shard_indices))
         case events.NodeLeft():
-            left = NodeId(event.node_id)
-            holders = Map((key, nodes - {left}) for key, nodes in state.holders.items())
-            return msgspec.structs.replace(state, holders=holders)
+            node_id = NodeId(event.node_id)
+            for key in [key for key, nodes in state.announced.items() if node_id in nodes]:
+                state = _with_shards(state, key, node_id, _NO_SHARDS)
+            return state
         case events.MirrorAdded():
-            return _with_mirrors(state, event, lambda mirrors, mirror: mirrors | {mirror})
+            mirrors = state.mirrors.get(_key(event), frozenset()) | {Mirror(event.backend, event.uri)}
+            return _with_mirrors(state, _key(event), mirrors)
         case events.MirrorRemoved():
-            return _with_mirrors(state, event, lambda mirrors, mirror: mirrors - {mirror})
+            mirrors = state.mirrors.get(_key(event), frozenset()) - {Mirror(event.backend, event.uri)}
+            return _with_mirrors(state, _key(event), mirrors)
         case _:
             return state
 
 
-def _with_holders(
-    state: ShardIndex,
-    event: events.ShardsAnnounced | events.ShardsWithdrawn,
-    change: Callable[[frozenset[NodeId], NodeId], frozenset[NodeId]],
-) -> ShardIndex:
-    key = ModelId(event.model_id), Version(event.version)
-    with state.holders.mutate() as holders:
-        for index in event.shard_indices:
-            holders[*key, index] = change(state.holders_of(key, index), NodeId(event.node_id))
-        return msgspec.structs.replace(state, holders=holders.finish())
+def _key(
+    event: events.ShardsAnnounced | events.ShardsWithdrawn | events.MirrorAdded | events.MirrorRemoved,
+) -> ModelKey:
+    return ModelId(event.model_id), Version(event.version)
 
 
-def _with_mirrors(
-    state: ShardIndex,
-    event: events.MirrorAdded | events.MirrorRemoved,
-    change: Callable[[frozenset[Mirror], Mirror], frozenset[Mirror]],
-) -> ShardIndex:
-    key = ModelId(event.model_id), Version(event.version)
-    mirrors = change(state.mirrors.get(key, frozenset()), Mirror(event.backend, event.uri))
-    return msgspec.structs.replace(state, mirrors=state.mirrors.set(key, mirrors))
+def _with_shards(state: ShardIndex, key: ModelKey, node_id: NodeId, shards: frozenset[int]) -> ShardIndex:
+    nodes = state.announced.get(key, _NO_NODES)
+    if shards:
+        nodes = nodes.set(node_id, shards)
+    elif node_id in nodes:
+        nodes = nodes.delete(node_id)
+    return ShardIndex(_set_or_delete(state.announced, key, nodes), state.mirrors)
+
+
+def _with_mirrors(state: ShardIndex, key: ModelKey, mirrors: frozenset[Mirror]) -> ShardIndex:
+    return ShardIndex(state.announced, _set_or_delete(state.mirrors, key, mirrors))
+
+
+V = TypeVar("V", Map[NodeId, frozenset[int]], frozenset[Mirror])
+
+
+def _set_or_delete(entries: Map[ModelKey, V], key: ModelKey, value: V) -> Map[ModelKey, V]:
+    if value:
+        return entries.set(key, value)
+    return entries.delete(key) if key in entries else entries

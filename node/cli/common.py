@@ -139,21 +139,30 @@ def show_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    # A pipe has no width: there nothing is cut or folded.
-    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(table)
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Rows under bold headings; on a pipe, where there is no width, nothing is cut or folded."""
+    _print_grid(rows, columns)
 
 
 def show_fields(fields: Iterable[tuple[str, object]]) -> None:
-    show_table(("", ""), fields)
+    """Names and values, a line each."""
+    _print_grid(fields, ("", ""), heading=False)
+
+
+def _print_grid(rows: Iterable[Sequence[object]], columns: Sequence[str], heading: bool = True) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False, show_header=heading)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def size(count: int | float) -> str:

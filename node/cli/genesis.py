@@ -21,6 +21,7 @@ def genesis() -> None:
 @click.option("--template", default="dev", show_default=True, help="A ready-made network (dev, aigen) to begin from.")
 @click.option("--name", help="The network's name. Default: the template's.")
 @click.option("--chain-id", type=int, help="Default: the template's.")
+@click.option("--shard-size", type=int, help="Bytes of a shard, a multiple of 1 MiB. Default: the template's.")
 @click.option("--admin", "admins", multiple=True, required=True, help="Address of an admin; may be repeated.")
 @click.option("--authority", required=True, help="Address of the account that seals blocks.")
 @click.option("--account", "accounts", multiple=True, help="ADDRESS or ADDRESS=TIER to enrol; may be repeated.")
@@ -30,6 +31,7 @@ def new(
     template: str,
     name: str | None,
     chain_id: int | None,
+    shard_size: int | None,
     admins: tuple[str, ...],
     authority: str,
     accounts: tuple[str, ...],
@@ -53,6 +55,7 @@ def new(
         accounts=enrolled,
         name=name,
         chain_id=chain_id,
+        shard_size=shard_size,
     )
     try:
         with path.open("x") as file:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from contracts.errors import Conflict
+from contracts.errors import Conflict, Refused
 from node import config as settings
 from node.cli import common
 
 if TYPE_CHECKING:
     from genesis.config import GenesisConfig
     from ledger.keys import Key
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @click.command("init")
@@ -156,56 +162,95 @@ def _show_init(data_dir: Path, node_id: str, key: Key, network: GenesisConfig, f
 @click.command("start")
 @click.option("--rpc-host", help="Override the config.")
 @click.option("--rpc-port", type=int, help="Override the config.")
+@click.option("--control-port", type=int, help="Override the config.")
+@click.option("--data-port", type=int, help="Override the config.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )
 @common.data_dir_option
 @common.password_option
 def start(
-    rpc_host: str | None, rpc_port: int | None, log_level: str, data_dir: Path, password_file: Path | None
+    rpc_host: str | None,
+    rpc_port: int | None,
+    control_port: int | None,
+    data_port: int | None,
+    log_level: str,
+    data_dir: Path,
+    password_file: Path | None,
 ) -> None:
     """Run the node until SIGTERM or SIGINT."""
+    given = {
+        "rpc.host": rpc_host,
+        "rpc.port": rpc_port,
+        "network.control_port": control_port,
+        "network.data_port": data_port,
+    }
+    with _handling_signals(_stop_early):
+        # What is cheap to refuse comes before the imports, which take seconds.
+        config = settings.load(data_dir / "config.toml", flags={k: v for k, v in given.items() if v is not None})
+        operator = common.open_key(None, data_dir, password_file)
+        _log_to_stderr(log_level)
+        _run_node(data_dir, config, operator)
+
+
+@contextmanager
+def _handling_signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+def _stop_early(number: int, _frame: Any) -> None:
+    """Before the node runs there is nothing to stop but the command itself."""
+    _say_stopping(number)
+    raise SystemExit(0)
+
+
+def _say_stopping(number: int) -> None:
+    click.echo(f"aigen: {signal.Signals(number).name}, stopping", err=True)
+
+
+def _log_to_stderr(level: str) -> None:
     import logging
-    import sys
 
-    import trio
-
-    from ledger import keystore
-    from node import startup
-
-    directory = startup.DataDirectory(data_dir)
-    flags = {"rpc.host": rpc_host, "rpc.port": rpc_port}
-    config = settings.load(directory.config, flags={name: value for name, value in flags.items() if value is not None})
     logging.basicConfig(
         level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
     for room in ("node", "ledger", "aigen"):
-        logging.getLogger(room).setLevel(log_level.upper())
-    password = common.read_password(password_file, f"Password of {directory.operator_key}")
-    operator = keystore.read(directory.operator_key, password)
-    trio.run(_run_until_stopped, directory, config, operator, strict_exception_groups=True)
+        logging.getLogger(room).setLevel(level.upper())
 
 
-async def _run_until_stopped(directory: Any, config: settings.Config, operator: Key) -> None:
-    """The node, ended cleanly by a signal; of what went wrong, the first refusal is what the user gets to see."""
-    import signal
-
+def _run_node(data_dir: Path, config: settings.Config, operator: Key) -> None:
     import trio
 
-    from contracts.errors import Refused
     from node import startup
+    from node.assembly import DataDirectory
 
-    async def stop_on_signal(scope: trio.CancelScope) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                click.echo(f"aigen: {signal.Signals(number).name}, stopping", err=True)
-                scope.cancel()
+    early: list[int] = []
+    """Signals that came before trio took them over."""
+
+    async def stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for number in signals:
+            if not scope.cancel_called:
+                _say_stopping(number)
+            scope.cancel()
+
+    async def run_until_stopped() -> None:
+        with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop_on_signal, signals, nursery.cancel_scope)
+                if early:
+                    return nursery.cancel_scope.cancel()
+                await startup.run(DataDirectory(data_dir), config, operator)
 
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-            await startup.run(directory, config, operator)
+        with _handling_signals(lambda number, frame: early.append(number)):
+            trio.run(run_until_stopped, strict_exception_groups=True)
     except* Refused as group:
+        # Of what went wrong the user gets to see one line; the others followed from it.
         raise _first(group) from None
 
 

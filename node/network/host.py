@@ -9,6 +9,7 @@ yamux) and everything it does by itself is switched off, because each of these w
 - identify fills the peer store with addresses peers claim, and of several addresses only the first is dialled;
 - a peer that was down is refused for 60 s (`unblock_peer`);
 - an exception in a stream handler, even from its own protocol negotiation, ends the whole host;
+- a peer can make the muxer hold any amount of bytes (`muxer`);
 - listeners are opened with SO_REUSEPORT: a second node on the same port would share its connections silently.
 """
 
@@ -36,6 +37,7 @@ from multiaddr import Multiaddr
 
 from contracts.errors import BadPeer, Busy, Conflict
 from contracts.types import NodeId
+from node.network import muxer
 from node.network.addresses import ControlAddress
 from node.network.identity import NodeIdentity
 
@@ -219,6 +221,7 @@ async def open_host(
     private = Ed25519PrivateKey.new(identity.seed())
     network: Any = libp2p.new_swarm(
         key_pair=KeyPair(private, private.get_public_key()),
+        muxer_opt=muxer.MUXERS,
         retry_config=RetryConfig(max_retries=0),
         connection_config=ConnectionConfig(
             max_connections=CONNECTIONS_MAX,
@@ -229,6 +232,7 @@ async def open_host(
             dial_timeout=DIAL_S_MAX,
         ),
     )
+    muxer.install(network)
     network.set_resource_manager(None)
     network.auto_connector.maybe_connect = _nothing
     network._do_handle_inbound_connection = _inbound_handler(network)
@@ -356,17 +360,17 @@ async def _finish(stream: Any, done: bool) -> None:
 
 def _cause(error: BaseException) -> str:
     """The innermost reason libp2p gives; the outer ones only name layers."""
-    reasons = [str(inner) for inner in _chain(error) if str(inner)]
+    reasons = [getattr(inner, "strerror", None) or str(inner) for inner in _chain(error) if str(inner)]
     return reasons[-1].rstrip(".") if reasons else type(error).__name__
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it, step by step; of several causes (libp2p's MultiError) the first."""
+    """An error and what caused it, step by step; of several causes (libp2p's MultiError, trio's groups) the first."""
     inner: BaseException | None = error
     while inner is not None:
         yield inner
-        nested = getattr(inner, "errors", None)
-        inner = nested[0] if nested else inner.__cause__
+        several = getattr(inner, "errors", None) or getattr(inner, "exceptions", None)
+        inner = several[0] if several else inner.__cause__
 
 
 def _ignore(_node_id: NodeId, _reason: str = "") -> None:

@@ -104,6 +104,7 @@ class PeerBook:
     def _record(self, node_id: NodeId, now: float) -> _Record:
         """The record of a node; room for a new one is made by forgetting one that is neither dialled nor banned."""
         if node_id not in self._records and len(self._records) >= RECORDS_MAX:
-            idle = [n for n, r in self._records.items() if not r.addresses and r.banned_until <= now]
-            del self._records[idle[0] if idle else next(iter(self._records))]
+            idle = (n for n, r in self._records.items() if not r.addresses and r.banned_until <= now)
+            others = (n for n, r in self._records.items() if not r.addresses)
+            del self._records[next(idle, None) or next(others, None) or next(iter(self._records))]
         return self._records.setdefault(node_id, _Record())

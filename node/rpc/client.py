@@ -16,11 +16,14 @@ import httpx
 import msgspec
 
 from contracts.errors import BadInput, BadPeer, Busy, NotFound, Refused
+from node.rpc.untrusted import NotJson, decode_json
 
 CONNECT_TIMEOUT_S = 5.0
 
 ANSWER_TIMEOUT_S = 60.0
 """Between two pieces of an answer. A stream is kept alive by comments; a load that is waited for has no bound."""
+
+PORT_MAX = 65_535
 
 SHOWN_BYTES_MAX = 120
 """How much of an answer that is none an error message repeats."""
@@ -42,7 +45,7 @@ class RpcClient:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise BadInput(f"{url!r} is no URL: the node's RPC address is like http://127.0.0.1:9944") from error
-        if parsed.scheme not in {"http", "https"} or not parsed.host:
+        if parsed.scheme not in {"http", "https"} or not parsed.host or (parsed.port or 0) > PORT_MAX:
             raise BadInput(f"{url!r} is no http URL: the node's RPC address is like http://127.0.0.1:9944")
         self.url = url
         self._ids = itertools.count(1)
@@ -159,8 +162,8 @@ def _answer(url: str, status: int, body: bytes) -> dict[str, Any]:
 
 def _decode(url: str, status: int, body: bytes) -> dict[str, Any]:
     try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        content = decode_json(body)
+    except NotJson:
         content = None
     if not isinstance(content, dict):
         shown = body[:SHOWN_BYTES_MAX].decode(errors="replace")

@@ -19,6 +19,8 @@ from jsonrpcserver.request import Request
 from jsonrpcserver.response import to_serializable_one
 from jsonrpcserver.sentinels import NOID
 
+from node.rpc.untrusted import NotJson, decode_json
+
 VERSION = "2.0"
 
 Method = Callable[..., Awaitable[Any]]
@@ -78,8 +80,8 @@ def encode(answer: Answer | list[Answer]) -> bytes:
 def parse(body: bytes, batch_size: int) -> Incoming:
     """Never raises: what is malformed becomes the answer that says so."""
     try:
-        content = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        content = decode_json(body)
+    except NotJson:
         return error_answer(ERROR_PARSE_ERROR, "Parse error")
     if not isinstance(content, list):
         call = _call(content)

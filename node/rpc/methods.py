@@ -201,9 +201,9 @@ async def get_block(node: NodePort, _context: Context, given: params.BlockParams
     if given.number is not None and given.hash is not None:
         raise BadInput("getBlock takes a number or a hash, both were given; without either it is the head")
     at = given.number if given.hash is None else params.block_hash("hash", given.hash)
-    block = node.block(at)
+    head = node.chain().head_number
+    block = None if isinstance(at, int) and not 0 <= at <= head else node.block(at)
     if block is None:
-        head = node.chain().head_number
         raise NotFound(f"no block {given.number if given.hash is None else given.hash} here: the head is block {head}")
     return block
 

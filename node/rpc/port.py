@@ -55,7 +55,7 @@ class CatalogueEntry(msgspec.Struct, frozen=True):
     minimum_tier: str
     approximate_size: int
     architecture: str
-    parameters: str
+    parameters: int
     source: str
     registered: bool
 

@@ -18,7 +18,7 @@ from contracts.errors import Refused
 from node.storage.gguf_header import GgufTensor, read_gguf_header
 from node.storage.gguf_llama import Conversion, plan_llama, to_json
 
-FILE_SIZE_TARGET = 2 << 30
+FILE_SIZE_TARGET = 1 << 30
 """Bytes of one weight file: what a move into the store holds twice at most."""
 
 SLICE_VALUES = 1 << 22

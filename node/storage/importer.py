@@ -83,7 +83,7 @@ class _Job:
 
 def _import_directory(root: Path, job: _Job) -> Imported:
     store = job.store
-    with exclusive(root):
+    with exclusive(root, job.move):
         unfinished = interrupted(root, store, job.shard_size)
         if unfinished is not None:
             # Its first files may exist in shards only: whatever was asked for, it can only be finished.

@@ -6,6 +6,7 @@ directory reads them from there and goes on. It is written, with a sync, before 
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,7 @@ from node.storage.store import ShardStore
 
 _RECORD = "journal"
 _FORMAT = 1
+_CANNOT_LOCK = frozenset({errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,12 +55,19 @@ class Work:
 
 
 @contextlib.contextmanager
-def exclusive(root: Path) -> Iterator[None]:
-    """One move out of a directory at a time."""
+def exclusive(root: Path, move: bool) -> Iterator[None]:
+    """One import of a directory at a time, so that none reads what another deletes."""
     with explained("locking", root):
         descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if not try_lock(descriptor):
+        try:
+            free = try_lock(descriptor)
+        except OSError as error:
+            # A network file system may not lock directories; a plain import deletes nothing and can do without.
+            if move or error.errno not in _CANNOT_LOCK:
+                raise BadInput(f"{root} cannot be locked ({error.strerror}); import it without moving") from error
+            free = True
+        if not free:
             raise Busy(f"{root} is being imported by another process; wait for it")
         yield
     finally:

@@ -103,11 +103,15 @@ def test_the_same_code_runs_elsewhere_by_ordinary_transactions() -> None:
         created = chain.execute(STRANGER, b"", deploy.init_code)
         assert created.is_success
         assert created.msg.storage_address == deploy.address
-    set_up: list[Call] = [SetCheckPeriod(60), DefineTier("basic", 1, 1), MODEL, JOIN]
-    for call in [*set_up, CheckTier(ADMIN.address, MODEL.model_id, MODEL.version)]:
-        done = chain.execute(STRANGER, addresses[call.contract], call.encode())
-        assert done.is_success, revert_reason(done.output)
-        assert [address for address, _, _ in done.get_log_entries()] == [addresses[call.contract]]
+    check = CheckTier(ADMIN.address, MODEL.model_id, MODEL.version)
+    set_up: list[Call] = [DefineTier("basic", 1, 1), MODEL, JOIN]
+    for call in set_up:
+        assert chain.execute(STRANGER, addresses[call.contract], call.encode()).is_success
+    early = chain.execute(STRANGER, addresses["Tiers"], check.encode())
+    assert revert_reason(early.output) == "check period is not set"
+    for call in (SetCheckPeriod(60), check):
+        done = chain.execute(STRANGER, addresses["Tiers"], call.encode())
+        assert [address for address, _, _ in done.get_log_entries()] == [addresses["Tiers"]]
     # The admin of one network is nobody in the other.
     refused = chain.execute(ADMIN, addresses["Tiers"], DefineTier("pro", 2, 1).encode())
     assert revert_reason(refused.output) == "sender is not an admin"

@@ -288,7 +288,7 @@ def test_dump_reads_back_as_the_same(text: str) -> None:
     assert to_checksum_address(config.admins[0]) in dump(config)
 
 
-texts = st.text(min_size=1, max_size=20).filter(str.isprintable)
+texts = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=20)  # all printable
 
 
 @settings(max_examples=100, deadline=None)

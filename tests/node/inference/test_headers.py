@@ -76,9 +76,10 @@ def test_a_lie_is_refused(content: bytes, line: str) -> None:
 @given(st.binary(max_size=300))
 def test_noise_is_refused_or_is_an_empty_file(noise: bytes) -> None:
     try:
-        assert parsed(noise) == ()
-    except BadInput as error:
-        assert "model.safetensors" in str(error)
+        tensors = parsed(noise)
+    except BadInput:
+        return
+    assert tensors == ()
 
 
 @given(st.data())

@@ -1,6 +1,7 @@
 """The address range over the shards."""
 
 import mmap
+import os
 from pathlib import Path
 
 import pytest
@@ -91,8 +92,6 @@ def test_back_to_back_matrices_become_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["missing", "short", "long", "directory", "fifo"])
 def test_a_bad_shard_is_named_and_nothing_stays_mapped(tmp_path: Path, fault: str) -> None:
-    import os
-
     paths = shards_of(tmp_path, bytes(3 * 4096), 4096)
     bad = paths[1]
     bad.unlink()

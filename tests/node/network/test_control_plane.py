@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, YAMUX_HEADER_FORMAT
 
 from contracts.errors import BadPeer, Busy, Conflict, NoSpace
 from contracts.types import NodeId
@@ -32,6 +34,7 @@ from node.network.messages import (
     decode_request,
     encode,
 )
+from node.network.muxer import BUFFERED_BYTES_MAX
 from node.network.session import SyncLimits
 from tests.node.network.fakes import GENESIS, FakeLedger, block, until
 
@@ -166,7 +169,7 @@ async def test_a_node_that_was_down_is_found_again() -> None:
         a.scope.cancel()
         await a.stopped.wait()
         await until(lambda: not b.peers())
-        await until(lambda: a.node_id in b.control.statistics().unreachable)
+        await until(lambda: "Connection refused" in b.control.statistics().unreachable.get(a.node_id, ""))
         again = Member(a.ledger, port=port, identity=a.identity)
         await nursery.start(again.run)
         again.ledger.grow(1)
@@ -202,7 +205,10 @@ async def test_another_chain_id_is_turned_away() -> None:
 
 
 async def test_a_bad_block_drops_its_peer_and_keeps_it_out() -> None:
+    asked: list[bytes] = []
+
     async def lie(node_id: NodeId, frame: bytes) -> bytes:
+        asked.append(frame)
         match decode_request(frame):
             case Hello():
                 return encode(Welcome(2, None))
@@ -219,9 +225,11 @@ async def test_a_bad_block_drops_its_peer_and_keeps_it_out() -> None:
             assert a.ledger.blocks == [block(1)]
             # It is refused as well when it is the one that dials.
             await until(lambda: not liar.is_connected(a.node_id))
+            asked.clear()
             await liar.dial(a.address)
             await until(lambda: not liar.is_connected(a.node_id))
             assert a.peers() == []
+            assert asked == []
 
 
 @pytest.mark.parametrize(
@@ -338,7 +346,9 @@ async def test_an_answer_that_is_too_large_drops_its_sender() -> None:
 
 
 @pytest.mark.parametrize(
-    "protocol_bytes", [b"\x05\xff\xfe\xfd\xfc\n", b"\xff" * 40, b"\x13/multistream/1.0.0\n\x03\xff\xff\n"]
+    "protocol_bytes",
+    [b"\x05\xff\xfe\xfd\xfc\n", b"\xff" * 40, b"\x13/multistream/1.0.0\n\x03\xff\xff\n"],
+    ids=["handshake", "length", "name"],
 )
 async def test_garbage_in_protocol_negotiation_does_not_end_the_host(protocol_bytes: bytes) -> None:
     """libp2p 0.8.1 raises UnicodeDecodeError out of its stream handler, which would end its whole service."""
@@ -396,6 +406,40 @@ async def test_streams_of_one_peer_are_bounded() -> None:
         assert len(answers) == host_module.STREAMS_PER_PEER_MAX
         assert len(refused) == 5
         assert a.peers() == [peer.node_id]
+
+
+async def test_a_frame_of_any_size_is_not_waited_for() -> None:
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        stream = await peer._network.new_stream(host_module.ID.from_base58(a.node_id))
+        muxed = stream.muxed_conn
+        header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream.muxed_stream.stream_id, 2**31)
+        await muxed._write_frame(header)
+        await until(lambda: not a.peers())
+
+
+async def test_a_peer_cannot_fill_our_memory() -> None:
+    """It sends on and on, past the window, while its request is being answered."""
+    async with network() as nursery, stranger(polite) as peer:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        await peer.dial(a.address)
+        await a.control.wait_peers()
+        stream = await peer._host.new_stream(host_module.ID.from_base58(a.node_id), [host_module.PROTOCOL])
+        poll = encode(GetBlocks(GENESIS, 1, 1, 5.0))
+        await stream.write(struct.pack(">I", len(poll)) + poll)
+        body = bytes(60_000)
+        header = struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_DATA, 0, stream.muxed_stream.stream_id, len(body))
+        assert a.control._host is not None
+        (ours,) = a.control._host._network.get_connections(host_module.ID.from_base58(peer.node_id))
+        held = 0
+        for _ in range(2 * BUFFERED_BYTES_MAX // len(body)):
+            await stream.muxed_conn._write_frame(header + body)
+            held = max(held, sum(map(len, ours.muxed_conn.stream_buffers.values())))
+        assert BUFFERED_BYTES_MAX // 2 < held <= BUFFERED_BYTES_MAX
 
 
 async def test_inbound_connections_come_and_go_without_using_up_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from tests.node.network.fakes import until
 DEADLINE_S = 30.0
 FAST = DataLimits(connect_s=5.0, handshake_s=5.0, idle_s=5.0, piece_s=5.0)
 IMPATIENT = DataLimits(connect_s=0.5, handshake_s=0.5, idle_s=0.5, piece_s=0.5)
+PATIENT = DataLimits(handshake_s=20.0, idle_s=20.0, piece_s=20.0)
 SHARD_SIZE = 8 * PIECE_SIZE
 SIZE = SHARD_SIZE + 3 * PIECE_SIZE + 4321
 
@@ -377,14 +378,14 @@ async def test_kill_of_the_server_midway_then_resume_fetches_only_what_is_missin
 
 
 async def test_cancelling_a_fetch_leaves_no_socket_and_no_thread_at_work(world: World) -> None:
-    before = open_sockets()
+    began, before = trio.current_time(), open_sockets()
     shard = world.manifest.shards[0]
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
-            server = world.server(StallingServer)
+            server = world.server(StallingServer, limits=PATIENT)
             source = world.source(await nursery.start(server.run))
             async with trio.open_nursery() as fetching:
-                fetching.start_soon(world.fetcher().fetch_shard, shard, [source])
+                fetching.start_soon(world.fetcher(PATIENT).fetch_shard, shard, [source])
                 await until(lambda: server.statistics().connections)
                 assert trio.testing.active_thread_count() == 2
                 fetching.cancel_scope.cancel()
@@ -393,12 +394,13 @@ async def test_cancelling_a_fetch_leaves_no_socket_and_no_thread_at_work(world: 
             with world.wanter.store.open_partial(shard.sha256, shard.size, shard.pieces):
                 pass
             nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < PATIENT.piece_s / 2
     assert trio.testing.active_thread_count() == 0
     assert open_sockets() == before
 
 
 async def test_cancelling_the_server_ends_its_connections(world: World) -> None:
-    before = open_sockets()
+    began, before = trio.current_time(), open_sockets()
     shard = world.manifest.shards[0]
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
@@ -406,7 +408,7 @@ async def test_cancelling_the_server_ends_its_connections(world: World) -> None:
 
             async def run(*, task_status: trio.TaskStatus[int]) -> None:
                 with scope:
-                    await world.server(StallingServer).run(task_status=task_status)
+                    await world.server(StallingServer, limits=PATIENT).run(task_status=task_status)
 
             source = world.source(await nursery.start(run))
 
@@ -415,7 +417,8 @@ async def test_cancelling_the_server_ends_its_connections(world: World) -> None:
                 list(connection.pieces(shard.sha256, shard.size, 0, 1))
 
             with pytest.raises(Busy):
-                await with_connection(source, world.wanter.identity, FAST, use)
+                await with_connection(source, world.wanter.identity, PATIENT, use)
+    assert trio.current_time() - began < PATIENT.piece_s / 2
     assert trio.testing.active_thread_count() == 0
     assert open_sockets() == before
 

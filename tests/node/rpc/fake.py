@@ -114,7 +114,7 @@ class FakeNode:
 
     def catalogue(self) -> tuple[port.CatalogueEntry, ...]:
         entry = port.CatalogueEntry(
-            ModelId("llama2-13b"), "Llama 2 13B", "pro", 26_000_000_000, "llama", "13B", "hf", False
+            ModelId("llama2-13b"), "Llama 2 13B", "pro", 26_000_000_000, "llama", 13_000_000_000, "hf", False
         )
         return (entry,)
 

@@ -3,6 +3,8 @@
 import json
 import socket
 
+import h2.connection
+import h2.events
 import pytest
 import trio
 
@@ -373,18 +375,39 @@ async def test_an_address_of_another_machine():
         await RpcServer(FakeNode(), RpcSettings(host="192.0.2.1", port=0)).serve()
 
 
-async def test_http_2_is_refused():
-    """With prior knowledge or by upgrade: neither reaches a method."""
+async def h2_reply(stream: trio.SocketStream, connection: h2.connection.H2Connection) -> bytes:
+    """The body of the next answer."""
+    body = b""
+    while True:
+        for event in connection.receive_data(await stream.receive_some()):
+            if isinstance(event, h2.events.DataReceived):
+                body += event.data
+            elif isinstance(event, h2.events.StreamEnded):
+                return body
+        await stream.send_all(connection.data_to_send())
+
+
+async def test_http_2_with_prior_knowledge_is_refused():
+    connection = h2.connection.H2Connection()
+    connection.initiate_connection()
+    headers = [(":method", "POST"), (":path", "/"), (":scheme", "http"), (":authority", "localhost")]
+    connection.send_headers(1, [*headers, ("content-type", "application/json")])
+    connection.send_data(1, HEALTH, end_stream=True)
     async with serving() as served, await connect(served) as stream:
-        await stream.send_all(
-            request(b"", {"upgrade": "h2c", "content-length": "", "connection": "upgrade"}, "GET", "/health")
-        )
+        await stream.send_all(connection.data_to_send())
+        body = await h2_reply(stream, connection)
+    assert "HTTP/2 is not spoken here" in json.loads(body)["error"]["message"]
+
+
+async def test_http_2_by_upgrade_is_refused():
+    headers = {"upgrade": "h2c", "connection": "upgrade", "http2-settings": "", "content-length": ""}
+    async with serving() as served, await connect(served) as stream:
+        await stream.send_all(request(b"", headers, "GET", "/health"))
         text = b""
-        while part := await stream.receive_some():
+        while b"is not spoken here" not in text:
+            part = await stream.receive_some()
+            assert part, text
             text += part
-            if b"is not spoken here" in text:
-                break
-    assert b"is not spoken here" in text
 
 
 async def test_websockets_are_refused():

@@ -80,7 +80,7 @@ async def test_every_way_to_write_no_params(params):
         ("getModelInfo", {"model_id": 7}, "'str', got 'int'"),
         ("getModelInfo", {"model_id": "a", "context": "b"}, "unknown field 'context'"),
         ("getModelInfo", ["a", "b", "c"], "takes 2 params (model_id, version), 3 were given"),
-        ("getModelInfo", [{"model_id": "a"}, {}], "'str', got 'dict'"),
+        ("getModelInfo", [{"model_id": "a"}, {}], "'str', got 'object'"),
         ("health", {"x": 1}, "it takes no params"),
         ("loadModel", {"model_id": "a", "wait": "yes"}, "'bool', got 'str'"),
     ],
@@ -203,6 +203,8 @@ async def test_get_block():
     assert await result(node, "getBlock", [0]) == head
     assert await result(node, "getBlock", {"hash": head["hash"]}) == head
     assert await refusal(node, "getBlock", {"number": 9}) == (NOT_FOUND, "no block 9 here: the head is block 0")
+    for number in (-1, 1 << 70):
+        assert (await refusal(node, "getBlock", {"number": number}))[0] == NOT_FOUND
     assert (await refusal(node, "getBlock", {"number": 0, "hash": head["hash"]}))[0] == BAD_INPUT
     assert (await refusal(node, "getBlock", {"hash": "latest"}))[0] == BAD_INPUT
 

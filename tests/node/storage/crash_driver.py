@@ -66,7 +66,7 @@ def every_held_shard_is_whole(store: ShardStore) -> None:
 
 
 def check_import(base: Path, move: bool) -> int:
-    model_directory(base / "model", (PIECE_SIZE + 50, 300, 2 * PIECE_SIZE + 1))
+    model_directory(base / "model", (PIECE_SIZE + 50, 300, PIECE_SIZE + 1))
     original = contents_of(base / "model")
     expected = import_model(base / "model", ShardStore(base / "expected"), SHARD)
     for number in count(1):

@@ -1,5 +1,6 @@
 """kill -9 in the middle of anything loses nothing."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -195,8 +196,23 @@ def test_an_interrupted_move_notices_damage_in_its_shards(tmp_path: Path) -> Non
 
 def test_one_import_of_a_directory_at_a_time(tmp_path: Path) -> None:
     source = model_directory(tmp_path / "model")
-    with exclusive(source), pytest.raises(Busy, match="another process"):
+    with exclusive(source, move=False), pytest.raises(Busy, match="another process"):
         import_model(source, ShardStore(tmp_path / "store"), SHARD)
+
+
+def test_a_directory_that_cannot_be_locked_can_be_copied_but_not_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model_directory(tmp_path / "model")
+    store = ShardStore(tmp_path / "store")
+
+    def refuse(descriptor: int) -> bool:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr("node.storage.moving.try_lock", refuse)
+    with pytest.raises(BadInput, match="import it without moving"):
+        import_model(source, store, SHARD, move=True)
+    assert not import_model(source, store, SHARD).already
 
 
 def test_a_move_never_holds_the_model_twice(tmp_path: Path) -> None:

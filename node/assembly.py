@@ -1,0 +1,213 @@
+"""The parts of a running node, put together: ledger, replay, store, data and control plane, engine, RPC.
+
+Owns the data directory's layout and which server starts before which. Knows no sequence: `node.startup` drives the
+parts. RPC answers as soon as this is done, so that `aigen status` can show where the sequence stands.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from contracts.errors import BadInput
+from genesis import config as genesis_config
+from ledger.keys import Key
+from ledger.ledger import Ledger
+from ledger.wallet import Wallet
+from node.config import Config
+from node.inference.engine import Engine, EngineSettings
+from node.loading import Loading
+from node.network.addresses import (
+    ControlAddress,
+    DataAddress,
+    control_address,
+    data_address,
+    parse_control,
+    parse_endpoints,
+)
+from node.network.control import ControlPlane
+from node.network.fetcher import Fetcher
+from node.network.identity import NodeIdentity
+from node.network.server import DataServer
+from node.replay import Replay
+from node.replication import Replication
+from node.rpc.server import RpcServer
+from node.service import Service, Steps
+from node.storage.store import ShardStore
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataDirectory:
+    """Where a node keeps everything."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def genesis(self) -> Path:
+        return self.path / "genesis.toml"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "node.key"
+
+    @property
+    def operator_key(self) -> Path:
+        return self.path / "keys" / "operator.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+
+@contextmanager
+def open_ledger(directory: DataDirectory) -> Iterator[Ledger]:
+    ledger = Ledger.open(directory.ledger, genesis_config.load(directory.genesis))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The running parts that the start sequence drives."""
+
+    config: Config
+    ledger: Ledger
+    replay: Replay
+    control: ControlPlane
+    replication: Replication
+    service: Service
+
+
+async def assemble(
+    directory: DataDirectory,
+    config: Config,
+    operator: Key,
+    identity: NodeIdentity,
+    ledger: Ledger,
+    nursery: trio.Nursery,
+) -> Parts:
+    """Put the parts together and start their servers; `nursery` runs them."""
+    host = _advertised_host(config)
+    steps, replay = Steps(), Replay(ledger)
+    with steps.running("replay the ledger"):
+        replay.catch_up()
+        steps.note("replay the ledger", f"block {replay.number}")
+    nursery.start_soon(ledger.watch_disk)
+    nursery.start_soon(replay.run)
+    store = ShardStore(directory.store, config.storage.disk_budget)
+    wallet = Wallet(operator, ledger)
+    replication = Replication(
+        identity.node_id,
+        config.node.role,
+        ledger.config.shards.redundancy,
+        replay,
+        store,
+        Fetcher(store, identity),
+        wallet,
+    )
+    engine = Engine(EngineSettings(config.inference.cache_size, config.inference.threads))
+    await nursery.start(engine.run)
+    data_endpoint = await _serve_pieces(config, host, identity, replay, store, replication, nursery)
+    control, control_endpoint = await _join_peers(config, host, identity, ledger, replay, data_endpoint, nursery)
+
+    service = Service(
+        config=config,
+        node_id=identity.node_id,
+        endpoints=(str(control_endpoint), str(data_endpoint)),
+        ledger=ledger,
+        replay=replay,
+        store=store,
+        replication=replication,
+        engine=engine,
+        loading=Loading(replication, engine, nursery),
+        wallet=wallet,
+        peers=lambda: tuple(peer.node_id for peer in control.statistics().peers),
+        unreachable=lambda: control.statistics().unreachable,
+        steps=steps,
+    )
+    urls: list[str] = await nursery.start(RpcServer(service, config.rpc).serve)
+    log.info("RPC answers on %s", ", ".join(urls))
+    if operator.address in ledger.authorities:
+        nursery.start_soon(ledger.seal, operator)
+        log.info("this node's operator 0x%s is an authority: it seals blocks", operator.address.hex())
+    return Parts(config, ledger, replay, control, replication, service)
+
+
+async def _serve_pieces(
+    config: Config,
+    host: str,
+    identity: NodeIdentity,
+    replay: Replay,
+    store: ShardStore,
+    replication: Replication,
+    nursery: trio.Nursery,
+) -> DataAddress:
+    """Start the data plane; where others reach it."""
+    token = trio.lowlevel.current_trio_token()
+    server = DataServer(
+        identity,
+        store,
+        is_member=lambda node_id: node_id in replay.state.members.members,
+        listen_host=config.network.listen,
+        listen_port=config.network.data_port,
+        on_damage=lambda shard_hash, index: token.run_sync_soon(replication.note_damage, shard_hash),
+    )
+    port: int = await nursery.start(server.run)
+    return data_address(host, port)
+
+
+async def _join_peers(
+    config: Config,
+    host: str,
+    identity: NodeIdentity,
+    ledger: Ledger,
+    replay: Replay,
+    data_endpoint: DataAddress,
+    nursery: trio.Nursery,
+) -> tuple[ControlPlane, ControlAddress]:
+    """Start the control plane; where others reach it."""
+
+    def member_addresses() -> Iterator[ControlAddress]:
+        for member in replay.state.members.members.values():
+            try:
+                yield from parse_endpoints(member.node_id, member.endpoints).control
+            except BadInput as error:
+                log.debug("member %s has an endpoint that is none: %s", member.node_id, error)
+
+    control = ControlPlane(
+        identity,
+        ledger,
+        listen_host=config.network.listen,
+        listen_port=config.network.control_port,
+        bootstrap=[parse_control(text) for text in config.network.bootstrap],
+        members=member_addresses,
+        data_endpoint=data_endpoint,
+    )
+    port: int = await nursery.start(control.run)
+    return control, control_address(identity.node_id, host, port)
+
+
+def _advertised_host(config: Config) -> str:
+    host = config.network.advertise or config.network.listen
+    if host in {"0.0.0.0", "::"}:
+        raise BadInput(
+            f"network.listen is {host}: say in network.advertise at which name or address others reach this node"
+        )
+    return host
