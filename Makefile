@@ -3,10 +3,11 @@
 #   make test            every test                                         make lint  style, types, directions of imports
 #   make contracts       compile the Vyper sources                          make bench measurements beside other tools
 # PYTHON=python3.12 picks the interpreter (3.11 or 3.12).
-# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" takes torch's CPU build on Linux.
+# TORCH_INDEX=URL takes torch from another package index first, such as the one of CPU builds for Linux.
 
 PYTHON ?= python3
-PIP_ARGS ?=
+TORCH_INDEX ?=
+PIP := install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -20,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
 		{ echo "AIGEN needs Python 3.11 or 3.12, $(PYTHON) is $$($(PYTHON) --version): try make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_ARGS) --editable '.[dev]'
+	$(BIN)/python -m pip $(PIP) --upgrade pip
+	$(BIN)/python -m pip $(PIP) --editable '.[dev]'
 	@touch $@
 
 $(WEIGHTS): | $(READY)

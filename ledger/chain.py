@@ -88,10 +88,13 @@ class Chain:
     @contextmanager
     def _execution(self, header: CancunBlockHeader) -> Iterator[Execution]:
         """Run transactions in a child of the tip. Raises Corrupt when the tip's state is not all there."""
+        execution = Execution(header, self.chain_id, self.store.state_node, self._ancestors())
         try:
-            yield Execution(header, self.chain_id, self.store.state_node, self._ancestors())
+            yield execution
         except (EVMMissingData, MissingTrieNode) as error:
             raise self.store.corrupt(f"its state lacks a node: {error}") from error
+        finally:
+            execution.close()
 
     def decode(self, raw: bytes) -> Transaction:
         """Raises BadInput; see ledger.transactions."""

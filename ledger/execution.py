@@ -30,12 +30,20 @@ from ledger.transactions import Transaction
 ReadNode = Callable[[bytes], bytes | None]
 
 
+def _no_node(key: bytes) -> None:
+    return None
+
+
 class _Overlay(BaseDB):
     """Writes kept in memory over a read-only store of state nodes."""
 
     def __init__(self, read: ReadNode) -> None:
         self._read = read
         self.written: dict[bytes, bytes] = {}
+
+    def close(self) -> None:
+        self._read = _no_node
+        self.written = {}
 
     def __getitem__(self, key: bytes) -> bytes:
         value = self.written.get(key)
@@ -125,6 +133,10 @@ class Execution:
         self._records.append(record)
         return record
 
+    def close(self) -> None:
+        """Let go of the store and of what was written: a cache of the trie library outlives us and holds it."""
+        self._overlay.close()
+
     def finish(self) -> Executed:
         """The roots and the new state nodes; the execution is over."""
         self._vm.state.persist()
@@ -138,7 +150,7 @@ class Execution:
             tuple(self._transactions),
             tuple(self._receipts),
             tuple(self._records),
-            dict(self._overlay.written),
+            self._overlay.written,
         )
 
 

@@ -175,8 +175,10 @@ class Service:
         )
 
     def _explained(self, step: StartStep) -> StartStep:
-        """A step that waits for the network says why there is none, when no peer is connected."""
-        if step.state != "running" or step.name not in STEP_NAMES[:2] or self.peers():
+        """While no peer is connected, the step about the network says why."""
+        if step.name not in STEP_NAMES[:2] or step.state == "waiting" or self.peers():
+            return step
+        if step.name == STEP_NAMES[0] and step.state != "running":
             return step
         return msgspec.structs.replace(step, detail="; ".join(filter(None, (step.detail, self.peer_trouble()))))
 

@@ -22,8 +22,11 @@ from node.replication import RETRY_S, FetchProgress
 from node.service import STEP_NAMES
 from node.storage.files import DirectoryLock
 
+CONNECT_S = 5.0
+"""How long a node waits for its first peer before it goes on alone; a peer that comes later is as welcome."""
+
 CATCH_UP_S = 15.0
-"""How long a node waits for a peer's next block before it goes on with the ledger it has."""
+"""How long a connected node waits for a peer's next block before it goes on with the ledger it has."""
 
 log = logging.getLogger(__name__)
 
@@ -70,19 +73,25 @@ class Sequence:
     async def _catch_up(self) -> None:
         """Take the blocks that peers have and we lack; a node without peers goes on with what it has."""
         others = set(self.replay.state.members.members) - {self.service.node_id}
+        if self.config.network.bootstrap or others:
+            with trio.move_on_after(CONNECT_S) as connecting:
+                await self.control.wait_peers()
+            if connecting.cancelled_caught or not await self._follow_peers():
+                trouble = self.service.peer_trouble() or "no peer answered in time"
+                log.warning("going on from block %d: %s", self.ledger.head.number, trouble)
+        self.replay.catch_up()
+        self.service.steps.note("replay the ledger", f"block {self.replay.number}")
+
+    async def _follow_peers(self) -> bool:
+        """Whether the ledger is as far as the connected peers'; False when no new block came for a while."""
         reached = -1
-        while (self.config.network.bootstrap or others) and reached < self.ledger.head.number:
+        while reached < self.ledger.head.number:
             reached = self.ledger.head.number
             self.service.steps.note("replay the ledger", f"block {reached}, asking peers for more")
             with trio.move_on_after(CATCH_UP_S):
                 await self.control.wait_caught_up()
-                break
-        else:
-            if reached >= 0:
-                trouble = self.service.peer_trouble() or "no peer answered"
-                log.warning("going on from block %d after %.0f s: %s", reached, CATCH_UP_S, trouble)
-        self.replay.catch_up()
-        self.service.steps.note("replay the ledger", f"block {self.replay.number}")
+                return True
+        return False
 
     async def _join(self) -> None:
         """Be a member with today's role and endpoints, by a signed transaction when the ledger does not say so yet."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "token": ("node.cli.account", "token", "A bearer token, signed offline by an account."),
     "node": ("node.cli.network", "node", "The members of the network."),
     "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
-    "ledger": ("node.cli.ledger", "ledger", "Check the whole chain again from genesis."),
+    "ledger": ("node.cli.ledger", "ledger", "The chain in a data directory, checked again from genesis."),
     "genesis": ("node.cli.genesis", "genesis", "Make and look at genesis files."),
     "demo": ("node.cli.demo", "demo", "The main job on three nodes of this machine."),
 }
@@ -55,10 +55,25 @@ def cli() -> None:
     """AIGEN: models registered on a ledger, shards proved and kept in three copies, answers from every node."""
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Run the command; what was refused is one line on stderr and exit status 1."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command; what was refused is one line on stderr, with exit status 1, or 2 for a wrong use of it."""
     try:
-        return cli.main(args=arguments, prog_name="aigen")
+        status = cli.main(args=arguments, prog_name="aigen", standalone_mode=False)
     except Refused as error:
-        click.echo(f"aigen: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error), 1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "aigen"
+        _fail(f"{error.format_message()} (see `{command} --help`)", error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    click.echo(f"aigen: {' '.join(line.split())}", err=True)
+    sys.exit(status)

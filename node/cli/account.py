@@ -58,7 +58,7 @@ def info(address: str, rpc_url: str, token: str | None, as_json: bool) -> None:
     if as_json:
         common.show_json(answer)
     else:
-        common.show_fields(answer.items())
+        common.show_fields((answer | {"tier_until": common.when(answer["tier_until"])}).items())
 
 
 @account.command("enrol")

@@ -15,11 +15,13 @@ from node.cli import common
 @click.argument("question", required=False)
 @click.option("--version", "version", help="Default: the newest.")
 @click.option("--system", help="An instruction before the conversation.")
-@click.option("--max-tokens", type=int, default=512, show_default=True)
-@click.option("--temperature", type=float, default=0.0, show_default=True)
-@click.option("--top-p", type=float, default=1.0, show_default=True)
-@click.option("--top-k", type=int, default=0, show_default=True)
-@click.option("--seed", type=int)
+@click.option("--max-tokens", type=int, default=512, show_default=True, help="Tokens of an answer at most.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0: always the likeliest token.")
+@click.option(
+    "--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest that make this sum."
+)
+@click.option("--top-k", type=int, default=0, show_default=True, help="Sample from this many; 0: from all.")
+@click.option("--seed", type=int, help="The same seed gives the same sample.")
 @common.rpc_options
 @common.json_option
 def chat(

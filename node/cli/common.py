@@ -14,6 +14,8 @@ from contracts.errors import BadInput, NotAllowed
 from node import config as settings
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
     from contracts.calls import Call
     from ledger.keys import Key
     from node.rpc.client import RpcClient
@@ -103,10 +105,12 @@ def open_key(key_path: Path | None, data_dir: Path, password_file: Path | None) 
 
 
 def client(rpc_url: str, token: str | None, timeout_s: float | None = RPC_TIMEOUT_S) -> RpcClient:
-    """`timeout_s` None waits for as long as the node works on the answer."""
+    """Closed with the command. `timeout_s` None waits for as long as the node works on the answer."""
     from node.rpc.client import RpcClient
 
-    return RpcClient(rpc_url, token, timeout_s=timeout_s)
+    made = RpcClient(rpc_url, token, timeout_s=timeout_s)
+    click.get_current_context().call_on_close(made.close)
+    return made
 
 
 def send_call(rpc: RpcClient, key: Key, call: Call, method: str = "sendRawTransaction") -> dict[str, Any]:
@@ -131,6 +135,14 @@ def send_call(rpc: RpcClient, key: Key, call: Call, method: str = "sendRawTransa
         raise NotAllowed(f"the contract refused it: {receipt['reason']}")
     answer: dict[str, Any] = receipt
     return answer
+
+
+def progress_bars(*columns: ProgressColumn) -> Progress:
+    """Bars on stderr while something runs; nothing at all when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
 
 
 def show_json(value: Any) -> None:
@@ -158,11 +170,29 @@ def _print_grid(rows: Iterable[Sequence[object]], columns: Sequence[str], headin
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+        table.add_row(*(Text(_plain(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _plain(cell: object) -> str:
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return "-" if cell is None or cell == "" else str(cell)
+
+
+def when(seconds: int | None) -> str | None:
+    """A time on the ledger, in the local zone."""
+    from datetime import datetime
+
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds).astimezone().isoformat(" ", "seconds")
+    except (ValueError, OverflowError, OSError):  # past the last year a calendar has
+        return "without end"
 
 
 def size(count: int | float) -> str:

@@ -222,12 +222,12 @@ class Demo:
 
     def _copies(self, machine: Machine) -> list[int]:
         """Copies of each shard on the ledger, as this node sees it."""
-        answer = machine.rpc().call("getShardLocations", model_id=MODEL)
+        answer = machine.ask("getShardLocations", model_id=MODEL)
         return [shard["copies"] for shard in answer["shards"]]
 
     def _join(self, notes: list[str]) -> None:
         a, shards = self.machines["a"], len(self._copies(self.machines["a"]))
-        bootstrap = ("--bootstrap", a.rpc().call("getNodeInfo")["endpoints"][0])
+        bootstrap = ("--bootstrap", a.ask("getNodeInfo")["endpoints"][0])
         self._init("b", "worker", ("--model", MODEL, *bootstrap))
         self._init("c", "storage", bootstrap)
         b, c = self.machines["b"], self.machines["c"]
@@ -236,14 +236,14 @@ class Demo:
         for machine in (b, c):
             machine.wait_ready()
         wait_for(lambda: self._copies(c) == [3] * shards, "every shard has 3 copies", [b, c])
-        heads = {machine.rpc().call("getChainInfo")["genesis_hash"] for machine in (a, b, c)}
+        heads = {machine.ask("getChainInfo")["genesis_hash"] for machine in (a, b, c)}
         _require(len(heads) == 1, "all three nodes are on one ledger")
         aigen("shard", "list", MODEL, "--rpc", c.url, show=True)
         notes.append(f"3 of 3 copies of {shards} shards, each SHA-256 verified")
 
     def _answer(self, notes: list[str]) -> None:
         b = self.machines["b"]
-        state = b.rpc().call("getLoadState", model_id=MODEL)
+        state = b.ask("getLoadState", model_id=MODEL)
         _require(state["state"] == "loaded" and state["pinned"], f"{MODEL} is loaded and pinned on B, it is {state}")
         messages = [{"role": "user", "content": QUESTION}]
         first = self._ask(b, messages)
@@ -300,7 +300,7 @@ class Demo:
         token = self._token(name)
         with self.machines["b"].rpc(token) as rpc:
             check = rpc.call("checkTier", model_id=MODEL)
-        receipt = self.machines["c"].rpc().call("getTransactionReceipt", transaction_hash=check["transaction_hash"])
+        receipt = self.machines["c"].ask("getTransactionReceipt", transaction_hash=check["transaction_hash"])
         event = next(event["fields"] for event in receipt["events"] if event["name"] == "TierChecked")
         click.echo(
             f"   block {receipt['block_number']}: TierChecked {name} held={event['held'] or 'none'} "
@@ -311,9 +311,9 @@ class Demo:
 
     def _repair(self, notes: list[str]) -> None:
         c = self.machines["c"]
-        shard = c.rpc().call("getModelInfo", model_id=MODEL)["shards"][1]
+        shard = c.ask("getModelInfo", model_id=MODEL)["shards"][1]
         path = c.data_dir / "store" / "shards" / shard["shard_hash"].removeprefix("0x")
-        piece, before = 17, c.rpc().call("getNodeInfo")["pieces_fetched"]
+        piece, before = 17, c.ask("getNodeInfo")["pieces_fetched"]
         with path.open("r+b") as file:
             file.seek(piece << 20)
             byte = file.read(1)[0]
@@ -323,10 +323,8 @@ class Demo:
         refusal = self.machines["b"].ask_piece(c, shard["shard_hash"], shard["size"], piece)
         _require(refusal is not None, "C refuses to serve the damaged piece")
         click.echo(f"   B asked C for it: {refusal}")
-        wait_for(
-            lambda: path.exists() and c.rpc().call("getNodeInfo")["pieces_fetched"] > before, "C repairs itself", [c]
-        )
-        fetched = c.rpc().call("getNodeInfo")["pieces_fetched"] - before
+        wait_for(lambda: path.exists() and c.ask("getNodeInfo")["pieces_fetched"] > before, "C repairs itself", [c])
+        fetched = c.ask("getNodeInfo")["pieces_fetched"] - before
         _require(fetched == 1, f"exactly the damaged piece was fetched again, it were {fetched}")
         aigen("shard", "verify", MODEL, "--rpc", c.url, show=True)
         _require(
@@ -336,7 +334,7 @@ class Demo:
 
     def _restart(self, notes: list[str]) -> None:
         machines = list(self.machines.values())
-        before = [machine.rpc().call("getChainInfo") for machine in machines]
+        before = [machine.ask("getChainInfo") for machine in machines]
         _require(len({chain["head_hash"] for chain in before}) == 1, "the three nodes hold the same head")
         for machine in machines:
             machine.stop()
@@ -347,10 +345,10 @@ class Demo:
         for machine in machines:
             machine.wait_ready()
         for machine, chain in zip(machines, before, strict=True):
-            now = machine.rpc().call("getChainInfo")
+            now = machine.ask("getChainInfo")
             for name in ("head_number", "head_hash", "state_root"):
                 _require(now[name] == chain[name], f"{name} of {machine.name} is what it was")
-            fetched = machine.rpc().call("getNodeInfo")["pieces_fetched"]
+            fetched = machine.ask("getNodeInfo")["pieces_fetched"]
             _require(fetched == 0, f"nothing is fetched twice, {machine.name} fetched {fetched} pieces")
         _require(set(self._copies(machines[0])) == {3}, "every shard still has 3 copies")
         self._ask(self.machines["b"], [{"role": "user", "content": QUESTION}])

@@ -42,6 +42,7 @@ def new(
     from genesis.config import Account
     from genesis.new import new_genesis
     from genesis.toml import dump
+    from node.storage.files import explained
 
     enrolled = []
     for text in accounts:
@@ -57,11 +58,12 @@ def new(
         chain_id=chain_id,
         shard_size=shard_size,
     )
+    text = dump(config)
     try:
-        with path.open("x") as file:
-            file.write(dump(config))
+        with explained("writing", path), path.open("x") as file:
+            file.write(text)
     except FileExistsError as error:
-        raise Conflict(f"{path} exists: a genesis file is never overwritten") from error
+        raise Conflict(f"{path} exists: a genesis file is never overwritten; choose another name") from error
     _show(path, as_json)
 
 

@@ -11,7 +11,7 @@ from node.cli import common
 
 @click.group()
 def ledger() -> None:
-    """Check the whole chain again from genesis."""
+    """The chain in a data directory, checked again from genesis."""
 
 
 @ledger.command("verify")
@@ -19,8 +19,6 @@ def ledger() -> None:
 @common.json_option
 def verify(data_dir: Path, as_json: bool) -> None:
     """Execute every block again and compare state, head, events and receipts. The node must be stopped."""
-    from rich.progress import Progress
-
     from contracts.errors import NotFound
     from genesis import config as genesis_config
     from ledger import audit
@@ -28,7 +26,7 @@ def verify(data_dir: Path, as_json: bool) -> None:
     if not (data_dir / "ledger").exists():
         raise NotFound(f"no ledger in {data_dir}: start the node once, or name its --data-dir")
     config = genesis_config.load(data_dir / "genesis.toml")
-    with Progress(transient=True, disable=as_json) as progress:
+    with common.progress_bars() as progress:
         task = progress.add_task("executing blocks", total=None)
         found = audit.verify(
             data_dir / "ledger", config, lambda done, total: progress.update(task, completed=done, total=total)

@@ -73,6 +73,11 @@ class Machine:
 
         return RpcClient(self.url, token, timeout_s=None)
 
+    def ask(self, method: str, /, **params: Any) -> Any:
+        """One call over RPC, as the node's operator."""
+        with self.rpc() as rpc:
+            return rpc.call(method, **params)
+
     def start(self) -> None:
         """A process of its own, which goes on when this one ends."""
         click.secho(f"   $ aigen start --data-dir {self.data_dir} &", fg="bright_black")
@@ -95,7 +100,7 @@ class Machine:
 
     def _health(self) -> str:
         try:
-            status: str = self.rpc().call("health")["status"]
+            status: str = self.ask("health")["status"]
         except (NotFound, Busy, BadPeer):  # nothing listens yet
             return "unreachable"
         return status

@@ -30,22 +30,24 @@ def model() -> None:
 @common.json_option
 def import_(source: Path, move: bool, data_dir: Path, as_json: bool) -> None:
     """Cut SOURCE (a Hugging Face directory or a GGUF file) into shards of this node's store."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
 
     from genesis import config as genesis_config
+    from node import config as settings
     from node.storage.artifact import Progress as ImportProgress
     from node.storage.importer import import_model
     from node.storage.store import ShardStore
 
+    budget = settings.load(data_dir / "config.toml").storage.disk_budget
     genesis = genesis_config.load(data_dir / "genesis.toml")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, transient=True, disable=as_json) as progress:
+    with common.progress_bars(*columns) as progress:
         task = progress.add_task("reading", total=None)
 
         def show(now: ImportProgress) -> None:
             progress.update(task, description=now.stage, completed=now.done_bytes, total=now.total_bytes)
 
-        imported = import_model(source, ShardStore(data_dir / "store"), genesis.shards.size, show, move)
+        imported = import_model(source, ShardStore(data_dir / "store", budget), genesis.shards.size, show, move)
     manifest = imported.manifest
     manifest_hash = f"0x{imported.manifest_hash.hex()}"
     if as_json:
@@ -96,8 +98,10 @@ def publish(
 ) -> None:
     """Register an imported model on the ledger (an admin's transaction)."""
     from contracts.calls import RegisterModel
+    from node import config as settings
     from node.storage.store import ShardStore
 
+    settings.check_model_id(model_id)
     store = ShardStore(data_dir / "store")
     chosen = _chosen_manifest(store.manifests(), manifest_hash)
     manifest = store.manifest(chosen)
@@ -193,7 +197,9 @@ def info(model_id: str, version: str | None, rpc_url: str, token: str | None, as
     if as_json:
         common.show_json(answer)
         return
-    common.show_fields((name, value) for name, value in answer.items() if name != "shards")
+    sizes = {name: f"{answer[name]} bytes ({common.size(answer[name])})" for name in ("total_size", "shard_size")}
+    common.show_fields((name, value) for name, value in (answer | sizes).items() if name != "shards")
+    click.echo()
     rows = [(row["shard_index"], common.size(row["size"]), row["shard_hash"]) for row in answer["shards"]]
     common.show_table(("shard", "size", "SHA-256"), rows)
 
@@ -233,11 +239,15 @@ def _show_state(state: dict[str, Any], as_json: bool) -> None:
 @model.command("switch")
 @click.argument("model_id")
 @common.data_dir_option
-def switch(model_id: str, data_dir: Path) -> None:
+@common.json_option
+def switch(model_id: str, data_dir: Path, as_json: bool) -> None:
     """Make MODEL_ID the core model of this node's config; it is preloaded and pinned after a restart."""
     from node import config as settings
 
     settings.set_model(data_dir / "config.toml", model_id)
+    if as_json:
+        common.show_json({"model": model_id, "data_dir": str(data_dir)})
+        return
     click.echo(f"{model_id} is this node's core model from its next start: stop the node and run `aigen start`")
 
 

@@ -49,7 +49,7 @@ def list_shards(model_id: str, version: str | None, rpc_url: str, token: str | N
         return
     rows = [
         (
-            f"{row['shard_index'] + 1} of {row['total_shards']}",
+            row["shard_index"],
             common.size(row["size"]),
             f"{row['copies']} of {answer['redundancy']}",
             ", ".join(common.short(location["node_id"] or location["uri"]) for location in row["locations"]),
@@ -82,5 +82,8 @@ def verify(model_id: str | None, rpc_url: str, token: str | None, as_json: bool)
             for row in checks
         ]
         common.show_table(("model", "shard", "pieces", "bad pieces", "SHA-256"), rows)
+        damaged = sum(bool(row["bad_pieces"]) for row in checks)
+        verdict = f"{damaged} damaged: not served, their bad pieces are fetched again" if damaged else "all whole"
+        click.echo(f"\n{len(checks)} shards hashed, {verdict}")
     if any(row["bad_pieces"] for row in checks):
         raise SystemExit(1)

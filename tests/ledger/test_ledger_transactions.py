@@ -1,5 +1,6 @@
 """Transactions: ours and other wallets' are taken; altered ones are refused or somebody else's."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -87,7 +88,7 @@ def test_access_list_type_is_refused() -> None:
 
 
 def test_type_2_with_an_access_list_is_taken() -> None:
-    listed = {"address": ADDRESSES["Models"], "storageKeys": [b"\1" * 32]}
+    listed = {"address": "0x" + ADDRESSES["Models"].hex(), "storageKeys": ["0x" + "01" * 32]}
     assert take(signed(FIELDS | {"accessList": [listed]})).sender == ADMIN.address
 
 
@@ -109,10 +110,8 @@ def test_second_form_of_the_signature_is_refused() -> None:
 def test_any_altered_byte_is_refused_or_anothers(place: int, change: int) -> None:
     raw = bytearray(RAW)
     raw[place] ^= change
-    try:
+    with contextlib.suppress(BadInput):
         assert take(bytes(raw)).sender != ADMIN.address
-    except BadInput:
-        pass
 
 
 @given(field=st.integers(0, 11), value=st.binary(max_size=40))
@@ -121,18 +120,14 @@ def test_any_altered_field_is_refused_or_anothers(field: int, value: bytes) -> N
     if fields[field] == value:
         return
     fields[field] = value
-    try:
+    with contextlib.suppress(BadInput):
         assert take(RAW[:1] + rlp.encode(fields)).sender != ADMIN.address
-    except BadInput:
-        pass
 
 
 @given(raw=st.binary(max_size=200) | st.integers(0, 255).flatmap(lambda n: st.just(bytes([n]) + RAW[1:])))
 def test_any_bytes_are_a_transaction_or_bad_input(raw: bytes) -> None:
-    try:
+    with contextlib.suppress(BadInput):
         take(raw)
-    except BadInput:
-        pass
 
 
 @pytest.mark.parametrize("raw", [RAW + b"\0", RAW[:-1], b"\x02" + RAW])

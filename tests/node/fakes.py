@@ -1,0 +1,180 @@
+"""A node's surroundings in memory: a ledger whose state a test sets, a wallet that records, a fetcher with a shelf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import trio
+
+from contracts import events
+from contracts.calls import AnnounceShards, Call, WithdrawShards
+from contracts.errors import Busy, Refused
+from contracts.types import PIECE_SIZE, Address, ManifestHash, NodeId, TransactionHash
+from node import state as states
+from node.network.client import PeerSource
+from node.network.fetcher import FetcherStatistics
+from node.registry import Model
+from node.replication import Replication
+from node.state import State
+from node.storage import manifest as manifests
+from node.storage.artifact import cut
+from node.storage.manifest import Manifest, ManifestShard
+from node.storage.store import ShardStore
+
+OURS = NodeId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
+THEIRS = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
+OPERATOR = Address(b"\x11" * 20)
+DATA_ENDPOINT = "aigen+tls://127.0.0.1:9946"
+
+
+class FakeReplay:
+    """The state, moved by the test one event at a time."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.number = 0
+        self._changed = trio.Event()
+
+    def add(self, *found: events.ContractEvent) -> None:
+        for event in found:
+            self.state = states.apply(self.state, event, TransactionHash(bytes(32)))
+        self.number += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_change(self, after: int) -> None:
+        while self.number <= after:
+            await self._changed.wait()
+
+    async def wait_until(self, holds: Callable[[State], bool]) -> State:
+        while not holds(self.state):
+            await self.wait_change(self.number)
+        return self.state
+
+
+@dataclass
+class FakeWallet:
+    """Turns calls into the events the contracts would make, unless told to fail or to wait."""
+
+    replay: FakeReplay
+    sent: list[Call] = field(default_factory=list)
+    failures: list[Refused] = field(default_factory=list)
+    open: bool = True
+    address: Address = OPERATOR
+
+    async def send(self, call: Call) -> Any:
+        await trio.lowlevel.checkpoint()
+        if self.failures:
+            raise self.failures.pop(0)
+        if not self.open:
+            await trio.sleep_forever()
+        self.sent.append(call)
+        kind = {AnnounceShards: events.ShardsAnnounced, WithdrawShards: events.ShardsWithdrawn}.get(type(call))
+        if kind is not None:
+            assert isinstance(call, AnnounceShards | WithdrawShards)
+            self.replay.add(kind(call.node_id, call.model_id, call.version, tuple(call.shard_indices)))
+        return SimpleNamespace(block_number=self.replay.number)
+
+
+class FakeFetcher:
+    """Fetches out of another store on this disk. `unavailable` names what no source gives."""
+
+    def __init__(self, store: ShardStore, shelf: ShardStore) -> None:
+        self._store = store
+        self._shelf = shelf
+        self.unavailable: dict[bytes, Refused] = {}
+        self.fetched: list[bytes] = []
+        self.pieces = 0
+
+    async def fetch_manifest(self, manifest_hash: ManifestHash, sources: Iterable[PeerSource]) -> Manifest:
+        await trio.lowlevel.checkpoint()
+        if not self._store.has_manifest(manifest_hash):
+            self._store.put_manifest(self._shelf.manifest_bytes(manifest_hash), manifest_hash)
+        return self._store.manifest(manifest_hash)
+
+    async def fetch_shard(
+        self, shard: ManifestShard, sources: Iterable[PeerSource], progress: Callable[[int], None]
+    ) -> None:
+        await trio.lowlevel.checkpoint()
+        if shard.sha256 in self.unavailable:
+            raise self.unavailable[shard.sha256]
+        if not list(sources):
+            raise Busy(f"nobody is known to have shard {shard.sha256.hex()}")
+        with self._store.open_partial(shard.sha256, shard.size, shard.pieces) as partial:
+            progress(shard.size - partial.missing_bytes)
+            for index in partial.missing():
+                piece = self._shelf.read_piece(shard.sha256, index)
+                partial.write(index, piece)
+                self.pieces += 1
+                progress(len(piece))
+            partial.commit()
+        self.fetched.append(shard.sha256)
+
+    def statistics(self) -> FetcherStatistics:
+        return FetcherStatistics(0, len(self.fetched), 0, self.pieces, 0, 0, {})
+
+
+@dataclass
+class Surroundings:
+    """Our replication beside one other node that has the model whole."""
+
+    replay: FakeReplay
+    wallet: FakeWallet
+    store: ShardStore
+    fetcher: FakeFetcher
+    replication: Replication
+    manifest: Manifest
+
+    @property
+    def model(self) -> Model:
+        return next(iter(self.replay.state.registry.models.values()))
+
+    def announced(self) -> frozenset[int]:
+        return self.replay.state.shards.announced_by(OURS, self.model.key)
+
+    def held(self) -> set[int]:
+        return {i for i, shard_hash in enumerate(self.model.shard_hashes) if self.store.held(shard_hash)}
+
+    def path(self, index: int) -> Path:
+        return self.store.path(self.model.shard_hashes[index])
+
+
+def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Surroundings:
+    """Both nodes are members, the other one has announced every shard."""
+    source = path / "source"
+    source.mkdir(parents=True)
+    (source / "config.json").write_text("{}")
+    size = 2 * PIECE_SIZE
+    (source / "model.safetensors").write_bytes(bytes(i % 251 for i in range(1000)) * (shard_count * size // 1000))
+    shelf, store = ShardStore(path / "shelf"), ShardStore(path / "store")
+    manifest = cut(source, shelf, size)
+    manifest_hash = manifests.manifest_hash(manifest)
+    replay = FakeReplay()
+    count = len(manifest.shards)
+    replay.add(
+        events.TierDefined("basic", 1, 8),
+        events.NodeJoined(OURS, OPERATOR, role, (DATA_ENDPOINT,)),
+        events.NodeJoined(THEIRS, OPERATOR, "storage", (DATA_ENDPOINT,)),
+        events.ModelRegistered(
+            model_id="m",
+            version="1",
+            total_size=manifest.total_size,
+            shard_size=size,
+            shard_count=count,
+            shard_hashes=tuple(shard.sha256 for shard in manifest.shards),
+            manifest_hash=manifest_hash,
+            minimum_tier="basic",
+            core=True,
+            architecture="LlamaForCausalLM",
+            metadata="",
+            admin=OPERATOR,
+        ),
+        events.ShardsAnnounced(THEIRS, "m", "1", tuple(range(count))),
+    )
+    wallet, fetcher = FakeWallet(replay), FakeFetcher(store, shelf)
+    replication = Replication(OURS, role, 3, replay, store, fetcher, wallet)  # type: ignore[arg-type]
+    return Surroundings(replay, wallet, store, fetcher, replication, manifest)

@@ -1,0 +1,473 @@
+"""The main job and what goes wrong in it, on real node processes: libp2p, TLS, LevelDB, an engine with torch.
+
+One network for the whole module; the tests run in the order they stand, each leaves it whole.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.calls import Call, EnrolAccounts
+from contracts.errors import BadInput, Conflict, NoSpace, NotAllowed, NotFound, Refused
+from contracts.types import Address, NodeId, ShardHash
+from ledger import transactions
+from ledger.keys import Key
+from node.members import Member
+from node.placement import keepers
+from tests.node.cluster import MIB, MODEL, Cluster, Node, aigen, flip, until, write_model
+
+LARGE = "too-large"
+"""A model that does not fit beside the pinned one."""
+
+CACHE_SIZE = 20_000_000
+QUESTION = [{"role": "user", "content": "Where is Paris?"}]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes with the model on all of them: a (authority, storage), b (worker), c (storage)."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    for name in ("admin", "a", "b", "c", "d", "alice", "guest", "stranger"):
+        made.new_key(name)
+    assert made.new_genesis(made.genesis).json["shard_size"] == MIB
+    a = made.init("a", "storage")
+    for model_id, changes in ((MODEL, {}), (LARGE, {"initializer_range": 0.1})):
+        imported = aigen(
+            "model", "import", write_model(made.path / model_id, **changes), "--data-dir", a.data_dir, "--json"
+        )
+        made.manifests[model_id] = imported.json["manifest_hash"]
+    try:
+        a.start()
+        a.wait_ready()
+        publish(made, a, MODEL, "--core")
+        bootstrap = ("--bootstrap", a.info()["endpoints"][0])
+        b, c = made.init("b", "worker", "--model", MODEL, *bootstrap), made.init("c", "storage", *bootstrap)
+        config = b.data_dir / "config.toml"
+        config.write_text(config.read_text().replace("cache_size = 32_000_000_000", f"cache_size = {CACHE_SIZE}"))
+        for node in (b, c):
+            node.start()
+        for node in (b, c):
+            node.wait_ready()
+        yield made
+    finally:
+        made.kill_all()
+
+
+def publish(cluster: Cluster, node: Node, model_id: str, *options: str) -> None:
+    done = aigen(
+        *("model", "publish", model_id, "--manifest", cluster.manifests[model_id], "--tier", "basic", *options),
+        *("--key", cluster.key("admin"), "--data-dir", node.data_dir, "--rpc", node.url, "--json"),
+    )
+    assert done.json["succeeded"]
+
+
+def nodes(cluster: Cluster, *names: str) -> tuple[Node, ...]:
+    return tuple(cluster.nodes[name] for name in names)
+
+
+def head(node: Node) -> dict[str, Any]:
+    chain = node.ask("getChainInfo")
+    return {name: chain[name] for name in ("head_number", "head_hash", "state_root", "genesis_hash")}
+
+
+def wait_same_head(machines: tuple[Node, ...]) -> None:
+    until(lambda: len({head(node)["head_hash"] for node in machines}) == 1, "all are at one head", machines)
+
+
+def token(cluster: Cluster, name: str) -> str:
+    done = aigen("token", "--key", cluster.key(name), "--data-dir", cluster.nodes["a"].data_dir, "--json")
+    text: str = done.json["token"]
+    return text
+
+
+# The main job
+
+
+def test_every_shard_gets_three_copies(cluster: Cluster) -> None:
+    machines = nodes(cluster, "a", "b", "c")
+    c = machines[2]
+    shards = c.ask("getModelInfo", model_id=MODEL)["shards"]
+    assert len(shards) >= 8
+    until(lambda: c.copies() == [3] * len(shards), "every shard has three copies", machines)
+    hashes = {shard["shard_hash"].removeprefix("0x") for shard in shards}
+    assert all(hashes <= node.held() for node in machines)
+    assert c.info()["pieces_fetched"] == len(shards)
+    wait_same_head(machines)
+
+
+def test_the_worker_answers_whole_and_streamed(cluster: Cluster) -> None:
+    b = cluster.nodes["b"]
+    state = b.ask("getLoadState", model_id=MODEL)
+    assert state["state"] == "loaded"
+    assert state["pinned"]
+    whole = b.ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=12)
+    assert whole["usage"]["completion_tokens"] == 12
+    with b.rpc() as rpc:
+        stream = rpc.stream("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=12)
+        texts = [notification.params["content"] for notification in stream]
+    assert len(texts) > 1
+    assert "".join(texts) == stream.result["message"]["content"] == whole["message"]["content"]
+
+
+def test_tiers_decide_and_the_decision_is_on_every_ledger(cluster: Cluster) -> None:
+    b, c = nodes(cluster, "b", "c")
+    done = b.cli("chat", MODEL, "hello", "--token", token(cluster, "guest"))
+    done.refused("needs tier basic", cluster.accounts["guest"], "holds none", "aigen tier grant")
+    answered = b.cli("chat", MODEL, "hello", "--max-tokens", 3, "--token", token(cluster, "alice"), "--json").json
+    assert answered["usage"]["completion_tokens"] == 3
+    b.cli("chat", MODEL, "hello", "--token", token(cluster, "stranger")).refused("neither enrolled nor holds a tier")
+    found = {}
+    for name in ("guest", "alice"):
+        with b.rpc(token(cluster, name)) as rpc:
+            check = rpc.call("checkTier", model_id=MODEL)
+        receipt = until(
+            lambda made=check: c.ask("getTransactionReceipt", transaction_hash=made["transaction_hash"]),
+            "the check is on C's ledger",
+            (b, c),
+        )
+        events = [event for event in receipt["events"] if event["name"] == "TierChecked"]
+        assert [event["fields"]["account"] for event in events] == [cluster.accounts[name]]
+        found[name] = events[0]["fields"]["granted"]
+    assert found == {"guest": False, "alice": True}
+
+
+# Damage
+
+
+def damage(node: Node, index: int) -> tuple[dict[str, Any], Path]:
+    shard = node.ask("getModelInfo", model_id=MODEL)["shards"][index]
+    path = node.data_dir / "store" / "shards" / shard["shard_hash"].removeprefix("0x")
+    flip(path, 12_345)
+    return shard, path
+
+
+def wait_repaired(node: Node, path: Path, fetched_before: int) -> None:
+    until(lambda: node.info()["pieces_fetched"] > fetched_before and path.exists(), "the shard is repaired", (node,))
+    assert node.info()["pieces_fetched"] == fetched_before + 1
+
+
+def test_a_damaged_piece_is_noticed_when_it_is_asked_for(cluster: Cluster) -> None:
+    b, c = nodes(cluster, "b", "c")
+    before = c.info()["pieces_fetched"]
+    shard, path = damage(c, 1)
+    refusal = b.ask_piece(c, shard["shard_hash"], shard["size"], 0)
+    assert refusal is not None
+    assert "damaged" in refusal
+    wait_repaired(c, path, before)
+    assert b.ask_piece(c, shard["shard_hash"], shard["size"], 0) is None
+    assert c.cli("shard", "verify").status == 0
+
+
+def test_shard_verify_finds_a_damaged_piece_and_has_it_fetched(cluster: Cluster) -> None:
+    b, c = nodes(cluster, "b", "c")
+    before = c.info()["pieces_fetched"]
+    shard, path = damage(c, 2)
+    done = c.cli("shard", "verify", MODEL)
+    assert done.status == 1
+    assert "1 damaged" in done.out
+    wait_repaired(c, path, before)
+    assert b.ask_piece(c, shard["shard_hash"], shard["size"], 0) is None
+    checks = c.cli("shard", "verify", "--json").json
+    assert not any(check["bad_pieces"] for check in checks)
+    until(lambda: set(c.copies()) == {3}, "three copies stand on the ledger", (b, c))
+
+
+# Refused, and nothing changed
+
+
+def transaction(key: Key, chain_id: int, nonce: int, call: Call) -> bytes:
+    return transactions.sign(key, chain_id, nonce, call.to, call.encode(), transactions.CALL_GAS)
+
+
+def test_bad_transactions_are_refused_and_change_nothing(cluster: Cluster) -> None:
+    b = cluster.nodes["b"]
+    admin, alice, stranger = (cluster.secret(name) for name in ("admin", "alice", "stranger"))
+    chain_id = b.ask("getChainInfo")["chain_id"]
+    nonce = b.ask("getAccount", account=cluster.accounts["admin"])["nonce"]
+    before = head(b)
+    call = EnrolAccounts((Address(bytes(19) + b"\x07"),))
+    good = transaction(admin, chain_id, nonce, call)
+    tampered = good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]
+    refusals: list[tuple[bytes, type[Refused] | tuple[type[Refused], ...], str]] = [
+        (transaction(admin, chain_id + 1, nonce, call), BadInput, str(chain_id)),
+        (transaction(admin, chain_id, nonce - 1, call), Conflict, f"nonce {nonce - 1}"),
+        (transaction(alice, chain_id, 0, call), NotAllowed, "not an admin"),
+        (transaction(stranger, chain_id, 0, call), NotAllowed, "not enrolled"),
+        (tampered, (BadInput, NotAllowed), "sign|not enrolled"),
+        (good[: len(good) // 2], BadInput, "transaction"),
+    ]
+    for raw, kind, part in refusals:
+        with pytest.raises(kind, match=part) as caught:
+            b.ask("sendRawTransaction", transaction=f"0x{raw.hex()}")
+        assert "\n" not in str(caught.value)
+        assert caught.value.code != Refused.code
+    assert b.ask("getAccount", account=cluster.accounts["admin"])["nonce"] == nonce
+    assert head(b) == before
+
+
+def test_bad_commands_are_refused_in_one_line_and_change_nothing(cluster: Cluster) -> None:
+    a, b = nodes(cluster, "a", "b")
+    before = head(b)
+    admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
+    manifest = ("--manifest", cluster.manifests[MODEL])
+    b.cli("model", "info", "nope").refused("no model 'nope'", "aigen model list")
+    b.cli("model", "load", "nope").refused("no model 'nope'")
+    b.cli("chat", "nope", "hello").refused("no model 'nope'")
+    b.cli("shard", "list", MODEL, "--version", "9").refused("version '9'")
+    b.cli("model", "publish", MODEL, "--tier", "basic", *manifest, *admin).refused("registered already")
+    b.cli("model", "publish", "other", "--tier", "gold", *manifest, *admin).refused("unknown tier")
+    b.cli("model", "publish", "Bad Name", "--tier", "basic", *manifest, *admin).refused("Bad Name")
+    b.cli("model", "publish", "x", "--tier", "basic", "--manifest", "0x12", *admin).refused("64 hexadecimal digits")
+    alice = ("--key", cluster.key("alice"), "--data-dir", a.data_dir)
+    b.cli("model", "publish", "other", "--tier", "basic", *manifest, *alice).refused(
+        "no admin", cluster.accounts["alice"]
+    )
+    b.cli("model", "retire", MODEL, "1", *alice).refused("not an admin")
+    b.cli("model", "retire", MODEL, "1", *admin).refused("core model")
+    stranger = ("--key", cluster.key("stranger"))
+    b.cli("account", "enrol", cluster.accounts["stranger"], *stranger).refused("not enrolled", "aigen account enrol")
+    b.cli("model", "unload", MODEL).refused("pinned")
+    b.cli("model", "unload", LARGE).refused("no model")
+    wrong = aigen("model", "retire", MODEL, "1", *admin, "--rpc", b.url, password="guess")
+    wrong.refused("wrong password", str(cluster.key("admin")))
+    aigen("model", "list", "--rpc", "http://127.0.0.1:1").refused("nothing answers", "aigen start")
+    assert head(b) == before
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(cluster: Cluster) -> None:
+    a, b = nodes(cluster, "a", "b")
+    publish(cluster, a, LARGE)
+    until(lambda: [m["model_id"] for m in b.ask("listModels")["models"]] == [MODEL, LARGE], "B knows it", (a, b))
+    until(lambda: min(b.copies(LARGE)) >= 2, "somebody beside A holds it", nodes(cluster, "a", "b", "c"))
+    line = b.cli("model", "load", LARGE).refused("20.0 MB", MODEL)
+    assert "15." in line
+    b.cli("chat", LARGE, "hello").refused("20.0 MB")
+    with pytest.raises(NoSpace):
+        b.ask("chatCompletion", model_id=LARGE, messages=QUESTION)
+    assert b.ask("getLoadState", model_id=LARGE)["state"] == "failed"
+    assert b.ask("getLoadState", model_id=MODEL)["pinned"]
+    assert b.ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=2)["usage"]["completion_tokens"] == 2
+    assert b.info()["status"] == "ready"
+
+
+def test_a_second_node_on_a_data_directory_and_ports_in_use_are_refused(cluster: Cluster) -> None:
+    a, b = nodes(cluster, "a", "b")
+    aigen("start", "--data-dir", b.data_dir).refused("in use by process", str(b.data_dir))
+    aigen("ledger", "verify", "--data-dir", b.data_dir).refused("in use by another process")
+    d = cluster.init("d", "storage", "--bootstrap", a.info()["endpoints"][0])
+    for flag, port in (("--rpc-port", a.rpc_port), ("--control-port", a.rpc_port + 1), ("--data-port", a.rpc_port + 2)):
+        aigen("start", "--data-dir", d.data_dir, flag, port).refused(str(port), "in use")
+    assert len(a.ask("listNodes")) == 3
+
+
+# Networks that do not fit
+
+
+def test_another_genesis_is_turned_away_and_the_reason_is_visible(cluster: Cluster) -> None:
+    a = cluster.nodes["a"]
+    other = cluster.path / "other.toml"
+    assert cluster.new_genesis(other, "--name", "other").json["chain_id"] == 19944
+    bootstrap = a.info()["endpoints"][0]
+    e = cluster.init("e", "storage", "--bootstrap", bootstrap, operator="d", genesis=other)
+    e.start()
+    answers = until(lambda: reachable(e), "E answers", (e,))
+    assert answers
+    until(lambda: "wrong genesis" in e.cli("status").out, "status says why", (e,))
+    shown = e.cli("status")
+    assert shown.status == 1
+    assert a.node_id in shown.out
+    assert "wrong genesis" in e.log()
+    assert e.signal_and_wait(signal.SIGINT) == 0
+    assert "Traceback" not in e.log()
+    assert len(a.ask("listNodes")) == 3
+    # Its data directory grown from one genesis, the other one put in its place.
+    (e.data_dir / "genesis.toml").write_bytes(cluster.genesis.read_bytes())
+    aigen("start", "--data-dir", e.data_dir).refused("grew from genesis", "--data-dir")
+
+
+def reachable(node: Node) -> bool:
+    try:
+        return bool(node.info())
+    except NotFound:
+        return False
+
+
+# Killed
+
+
+def pieces_on_disk(node: Node, sizes: dict[str, int]) -> int:
+    """Whole one-piece shards in the store, of the model whose shards are `sizes`."""
+    return sum((node.data_dir / "store" / "shards" / name).exists() for name in sizes)
+
+
+def share(observer: Node, node_id: str) -> set[str]:
+    """The shards that placement gives a node."""
+    rows = observer.ask("listNodes")
+    members = [Member(NodeId(r["node_id"]), Address(b""), r["role"], tuple(r["endpoints"])) for r in rows]
+    found = set()
+    for model_id in (MODEL, LARGE):
+        for shard in observer.ask("getModelInfo", model_id=model_id)["shards"]:
+            shard_hash = ShardHash(bytes.fromhex(shard["shard_hash"].removeprefix("0x")))
+            if node_id in keepers(shard_hash, members, 3):
+                found.add(shard_hash.hex())
+    return found
+
+
+def test_a_node_killed_while_it_fetches_goes_on_where_it_was(cluster: Cluster) -> None:
+    a, d = nodes(cluster, "a", "d")
+    (d.data_dir / "store" / "shards").mkdir(parents=True)
+    d.start()
+    until(lambda: len(d.held()) >= 3, "D has some shards", (d,))
+    d.kill()
+    wanted = share(a, d.node_id)
+    kept = d.held()
+    assert 3 <= len(kept) < len(wanted), "killed in the middle"
+    d.start()
+    d.wait_ready()
+    until(lambda: wanted <= d.held(), "D holds its share", (a, d))
+    assert d.info()["pieces_fetched"] == len(wanted - kept), "each shard here has one piece: what was whole stays"
+    announced = until(
+        lambda: next(
+            (r for r in a.ask("listNodes") if r["shards_announced"] == len(wanted) and r["node_id"] == d.node_id), None
+        ),
+        "all of it is announced",
+        (a, d),
+    )
+    assert announced["role"] == "storage"
+
+
+class Stream(threading.Thread):
+    """Sends transactions as fast as they are acknowledged, until the node is gone."""
+
+    def __init__(self, node: Node, key: Key) -> None:
+        super().__init__()
+        self._node = node
+        self._key = key
+        self.acknowledged: list[str] = []
+
+    def run(self) -> None:
+        account = self._node.ask("getAccount", account=f"0x{self._key.address.hex()}")
+        chain_id = self._node.ask("getChainInfo")["chain_id"]
+        with self._node.rpc() as rpc:
+            for number in range(5000):
+                call = EnrolAccounts((Address((number + 1).to_bytes(20, "big")),))
+                raw = transaction(self._key, chain_id, account["nonce"] + number, call)
+                try:
+                    answer = rpc.call("sendRawTransaction", transaction=f"0x{raw.hex()}")
+                except Refused:  # the connection broke
+                    return
+                self.acknowledged.append(answer["transaction_hash"])
+
+
+def test_an_authority_killed_while_it_seals_loses_nothing_it_acknowledged(cluster: Cluster) -> None:
+    a, b, c = nodes(cluster, "a", "b", "c")
+    before = head(a)["head_number"]
+    stream = Stream(a, cluster.secret("admin"))
+    stream.start()
+    until(lambda: len(stream.acknowledged) >= 30 and head(a)["head_number"] > before + 3, "blocks are sealed", (a,))
+    a.kill()
+    stream.join(60)
+    assert not stream.is_alive()
+    done = aigen("ledger", "verify", "--data-dir", a.data_dir, "--json").json
+    assert done["blocks"] > before
+    a.start()
+    a.wait_ready()
+    for transaction_hash in stream.acknowledged:
+        receipt = until(
+            lambda sent=transaction_hash: a.ask("getTransactionReceipt", transaction_hash=sent),
+            "it is in a block",
+            (a,),
+        )
+        assert receipt["succeeded"]
+    wait_same_head((a, b, c))
+
+
+def test_a_node_that_was_down_catches_up_and_repairs_what_it_lost(cluster: Cluster) -> None:
+    a, b, c = nodes(cluster, "a", "b", "c")
+    c.stop()
+    shards = [shard["shard_hash"].removeprefix("0x") for shard in a.ask("getModelInfo", model_id=MODEL)["shards"]]
+    lost = set(shards[3:5]) & c.held()
+    assert len(lost) == 2
+    (c.data_dir / "store" / "shards" / shards[3]).unlink()
+    os.truncate(c.data_dir / "store" / "shards" / shards[4], 1000)
+    admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
+    a.cli("tier", "grant", cluster.accounts["guest"], "pro", "--for", "1h", *admin, "--json").json["succeeded"]
+    c.start()
+    c.wait_ready()
+    wait_same_head((a, b, c))
+    assert c.ask("getTier", account=cluster.accounts["guest"])["tier"] == "pro"
+    assert c.info()["pieces_fetched"] == 2
+    assert lost <= c.held()
+
+
+# Stopped and started
+
+
+def step(node: Node, name: str) -> dict[str, Any]:
+    return next(step for step in node.info()["steps"] if step["name"] == name)
+
+
+def test_a_signal_ends_a_node_cleanly_at_any_moment(cluster: Cluster) -> None:
+    b, d = nodes(cluster, "b", "d")
+    for node in (b, d):
+        node.stop()
+    d.start()
+    # Python handles SIGINT from its first moment, SIGTERM only we do: from here on an end is clean.
+    status = Path(f"/proc/{d.pid}/status")
+    until(lambda: catches(status, signal.SIGTERM), "D has begun", (d,))
+    assert d.signal_and_wait(signal.SIGTERM) == 0
+    b.start()
+    until(lambda: reachable(b) and step(b, "load and pin the core model")["state"] == "running", "B loads", (b,))
+    assert b.cli("status").status == 1
+    assert b.signal_and_wait(signal.SIGINT) == 0
+    for node in (b, d):
+        assert "Traceback" not in node.log()
+        assert "stopping" in node.log()
+
+
+def catches(status: Path, number: int) -> bool:
+    caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
+def test_a_restart_changes_nothing_and_fetches_nothing(cluster: Cluster) -> None:
+    machines = nodes(cluster, "a", "b", "c")
+    before = head(machines[0])
+    for node in machines:
+        node.stop()
+    for node in machines:
+        done = aigen("ledger", "verify", "--data-dir", node.data_dir)
+        assert done.status == 0, done
+        assert before["head_hash"] in done.out
+    for node in machines:
+        node.start()
+    for node in machines:
+        node.wait_ready()
+    for node in machines:
+        assert head(node) == before
+        assert node.info()["pieces_fetched"] == 0
+    answer = machines[1].ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=2)
+    assert answer["usage"]["completion_tokens"] == 2
+
+
+def test_without_peers_a_missing_shard_is_a_clear_state(cluster: Cluster) -> None:
+    machines = nodes(cluster, "a", "b", "c")
+    for node in machines:
+        node.stop()
+    c = machines[2]
+    missing = next(iter(c.held()))
+    (c.data_dir / "store" / "shards" / missing).unlink()
+    c.start()
+    until(lambda: reachable(c) and step(c, "fetch missing shards")["state"] == "failed", "C says so", (c,))
+    shown = c.cli("status")
+    assert "no source gives more" in shown.out
+    assert missing not in c.held()
+    assert "Traceback" not in c.log()
+    c.stop()
