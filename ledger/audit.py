@@ -6,7 +6,7 @@ stored record and receipts are compared with what execution gave, and at last he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from contracts.errors import BadPeer, Conflict, Corrupt
 from contracts.types import TransactionHash
-from genesis.block import build
+from genesis.block import GenesisBlock, build
 from genesis.config import GenesisConfig
 from ledger.chain import Chain
 from ledger.store import WAY_OUT, Store
@@ -32,10 +32,10 @@ class Audit:
 
 
 @contextmanager
-def _scratch_chain(config: GenesisConfig, beside: Path) -> Iterator[Chain]:
+def _scratch_chain(config: GenesisConfig, genesis: GenesisBlock, beside: Path) -> Iterator[Chain]:
     """An empty chain in a temporary folder: its state may be as large as the ledger's, so it is not kept in memory."""
     with TemporaryDirectory(prefix="audit-", dir=beside) as folder, Store(Path(folder) / "ledger") as store:
-        yield Chain(store, config, build(config))
+        yield Chain(store, config, genesis)
 
 
 def verify(path: Path, config: GenesisConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> Audit:
@@ -43,9 +43,10 @@ def verify(path: Path, config: GenesisConfig, progress: Callable[[int, int], Non
 
     `progress` gets the number of blocks done and in all.
     """
-    with Store(path) as store, _scratch_chain(config, path.parent) as again:
-        kept = Chain(store, config, build(config))
-        _compare(store, again.store, 0)
+    genesis = build(config)
+    with Store(path) as store, _scratch_chain(config, genesis, path.parent) as again:
+        kept = Chain(store, config, genesis)
+        _compare(store, again.store, 0, genesis.state_nodes)
         transactions = 0
         for number in range(1, kept.tip.number + 1):
             transactions += _verify_block(store, again, number)
@@ -66,14 +67,11 @@ def _verify_block(store: Store, again: Chain, number: int) -> int:
     executed, certificate = found
     again.write(executed, certificate, ())
     again.tip = again.tip_after(executed)
-    _compare(store, again.store, number)
-    for key, node in executed.state_nodes.items():
-        if store.state_node(key) != node:
-            raise _differs(store, number, f"state node 0x{key.hex()}")
+    _compare(store, again.store, number, executed.state_nodes)
     return len(executed.transactions)
 
 
-def _compare(kept: Store, again: Store, number: int) -> None:
+def _compare(kept: Store, again: Store, number: int, state_nodes: Mapping[bytes, bytes]) -> None:
     """Hold everything stored of one block against what executing it stored in the scratch ledger."""
     record = again.record(number)
     if kept.sealed_bytes(number) != again.sealed_bytes(number):
@@ -87,6 +85,9 @@ def _compare(kept: Store, again: Store, number: int) -> None:
     for transaction in record.transactions:
         if kept.place_of(TransactionHash(transaction.hash)) != again.place_of(TransactionHash(transaction.hash)):
             raise _differs(kept, number, f"the index of transaction 0x{transaction.hash.hex()}")
+    for key, node in state_nodes.items():
+        if kept.state_node(key) != node:
+            raise _differs(kept, number, f"state node 0x{key.hex()}")
 
 
 def _differs(store: Store, number: int, what: str) -> Corrupt:

@@ -53,6 +53,8 @@ class SealedBlock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
             header = rlp.decode(self.header_rlp, CancunBlockHeader)
         except (rlp.exceptions.RLPException, ValueError, TypeError) as error:
             raise BadPeer(f"not a Cancun block header: {error}") from error
+        if rlp.encode(header.copy()) != self.header_rlp:  # the copy does not remember the bytes it came from
+            raise BadPeer("not a Cancun block header: its bytes are not the canonical encoding of what they say")
         numbers = header.block_number, header.timestamp, header.gas_limit, header.gas_used
         if max(numbers) > HEADER_NUMBER_MAX:
             raise BadPeer(f"not a Cancun block header: a number in it is above {HEADER_NUMBER_MAX}")

@@ -79,7 +79,10 @@ class Chain:
         head = self.store.head()
         assert head is not None
         events = (event for record in self.store.records(0, head[0] + 1) for event in record.events())
-        return Tip(self.store.sealed(head[0]).header(), accounts_fold.fold(Accounts(), events))
+        header = self.store.sealed(head[0]).header()
+        if (header.block_number, header.hash) != head:
+            raise self.store.corrupt(f"the newest block is not 0x{head[1].hex()}, which the head names")
+        return Tip(header, accounts_fold.fold(Accounts(), events))
 
     def _ancestors(self) -> Iterator[bytes]:
         for number in range(self.tip.number, max(-1, self.tip.number - ANCESTORS_MAX), -1):

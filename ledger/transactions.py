@@ -83,8 +83,9 @@ def decode(raw: bytes, chain_id: int, gas_limit: int) -> Transaction:
 
 
 def _check_encoding(signed: Any, raw: bytes) -> None:
-    if signed.encode() != raw:
-        # Its hash is the hash of the one encoding; a second one would be a second name for the same transaction.
+    # py-evm takes an empty list for the number 0. A transaction that anyone can encode in a second way has a second
+    # hash, under which nobody finds it. The copy is there because the original remembers the bytes it came from.
+    if signed.copy().encode() != raw:
         raise BadInput("the transaction's bytes are not the canonical encoding of what they say: encode it again")
 
 

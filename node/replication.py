@@ -143,18 +143,14 @@ class Replication:
     async def run(self, on_pass: Callable[[], None] = lambda: None) -> None:
         """Make it true for as long as it runs; `on_pass` is called after every pass."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._repeat, "fetching", self.fetch_share, on_pass)
-            nursery.start_soon(self._repeat, "announcing", self.announce_all, on_pass)
+            nursery.start_soon(self._repeat, self.fetch_share, on_pass)
+            nursery.start_soon(self._repeat, self.announce_all, on_pass)
 
-    async def _repeat(self, name: str, act: Callable[[], Awaitable[list[str]]], on_pass: Callable[[], None]) -> None:
+    async def _repeat(self, act: Callable[[], Awaitable[tuple[str, ...]]], on_pass: Callable[[], None]) -> None:
         while True:
             # Taken before the pass: what happens during it calls for another one.
             number, woken = self.replay.number, self._woken
-            failures = tuple(await act())
-            if failures != self._failures.get(name, ()):
-                for failure in failures:
-                    log.warning("%s %s; trying again in %.0f s", name, failure, RETRY_S)
-            self._failures[name] = failures
+            failures = await act()
             on_pass()
             with trio.move_on_after(RETRY_S if failures else float("inf")):
                 await self._changed(number, woken)
@@ -165,6 +161,14 @@ class Replication:
             nursery.start_soon(_then_cancel, lambda: self.replay.wait_change(number), nursery.cancel_scope)
             nursery.start_soon(_then_cancel, woken.wait, nursery.cancel_scope)
 
+    def _note_failures(self, name: str, failures: list[str]) -> tuple[str, ...]:
+        """Keep what a pass could not do until the next one; said once, however often it is tried again."""
+        for failure in failures:
+            if failure not in self._failures.get(name, ()):
+                log.warning("%s %s; trying again every %.0f s", name, failure, RETRY_S)
+        self._failures[name] = tuple(failures)
+        return self._failures[name]
+
     async def pause(self) -> None:
         """What lies between two attempts at something: a change, or the pause after a failure."""
         with trio.move_on_after(RETRY_S):
@@ -172,7 +176,7 @@ class Replication:
 
     # Fetching
 
-    async def fetch_share(self) -> list[str]:
+    async def fetch_share(self) -> tuple[str, ...]:
         """One pass: repair what is known to be damaged, fetch what is missing of this node's share; the failures."""
         failures = await self._scrub_damaged()
         wanted = self.wanted(self.replay.state)
@@ -187,7 +191,7 @@ class Replication:
         if given_up != self._given_up:
             self._given_up = given_up
             self.wake()
-        return failures
+        return self._note_failures("fetching", failures)
 
     async def manifest(self, model: Model) -> Manifest:
         """The model's manifest, fetched from a holder when it is not here, and held against the ledger."""
@@ -248,7 +252,7 @@ class Replication:
 
     # Announcing
 
-    async def announce_all(self) -> list[str]:
+    async def announce_all(self) -> tuple[str, ...]:
         """One pass over every model; the failures."""
         failures = []
         for model in self.replay.state.registry.models.values():
@@ -256,7 +260,7 @@ class Replication:
                 await self.announce(model)
             except Refused as error:
                 failures.append(f"{model.model_id} version {model.version}: {error}")
-        return failures
+        return self._note_failures("announcing", failures)
 
     async def announce(self, model: Model) -> None:
         """Put on the ledger what of `model` is held here and not announced, and take off what is lost for now."""

@@ -19,6 +19,7 @@ from node.config import Config
 from node.network.identity import NodeIdentity
 from node.registry import Model
 from node.replication import RETRY_S, FetchProgress
+from node.rpc.port import StepState
 from node.service import STEP_NAMES
 from node.storage.files import DirectoryLock
 
@@ -126,11 +127,15 @@ class Sequence:
 
     def _report_share(self) -> None:
         """A ready node's step says how its share stands: what it lacks, and why."""
-        steps, now = self.service.steps, self.replication.statistics()
-        if steps.status != "ready":
-            return
+        steps = self.service.steps
+        if steps.status == "ready":
+            self._show_share()
+
+    def _show_share(self) -> None:
+        now = self.replication.statistics()
+        state: StepState = "failed" if now.failures else "done" if now.shards_held == now.shards_wanted else "running"
         detail = "; ".join((f"{now.shards_held} of {now.shards_wanted} held", *now.failures))
-        steps.set("fetch missing shards", "failed" if now.failures else "done", detail)
+        self.service.steps.set("fetch missing shards", state, detail)
 
     async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
         """Try until it succeeds; the step that failed shows why, and the node does its other duties meanwhile."""
@@ -154,12 +159,8 @@ class Sequence:
             steps.set(name, "done", f"not for a {role} node")
         await self._insist(self._verify_held)
         steps.set("fetch missing shards", "running")
-        failures = await self.replication.fetch_share()
-        for failure in failures:
-            log.warning("%s", failure)
-        now = self.replication.statistics()
-        detail = "; ".join((f"{now.shards_held} of {now.shards_wanted} held", *failures))
-        steps.set("fetch missing shards", "failed" if failures else "done", detail)
+        await self.replication.fetch_share()
+        self._show_share()
         await self._insist(self._announce_all)
 
     async def _verify_held(self) -> None:

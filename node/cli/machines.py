@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from contracts.errors import BadPeer, Busy, NotFound, Refused
+from contracts.errors import BadPeer, Busy, Conflict, NotFound, Refused
 
 if TYPE_CHECKING:
     from node.rpc.client import RpcClient
@@ -160,6 +161,21 @@ def wait_for(
             logs = "\n".join(f"{machine.name}:\n{machine.log_tail()}" for machine in machines)
             raise Refused(f"waited {timeout_s:.0f} s in vain until {what}\n{logs}")
         time.sleep(POLL_S)
+
+
+def check_ports_free(first: int) -> None:
+    """Raise Conflict when something listens on one of a node's three ports: it would be taken for the node."""
+    for port in range(first, first + 3):
+        with socket.socket() as probe:
+            # As the node's own listener does it: a port whose connections have just ended is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise Conflict(
+                    f"port {port} cannot be used ({error.strerror}): stop what listens there; "
+                    "`aigen demo --stop` stops the nodes of an earlier demo in the same --work"
+                ) from error
 
 
 def stop_recorded(work: Path) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from contracts.errors import Conflict, Refused
+from contracts.errors import BadInput, Conflict, Refused
 from contracts.types import ModelId
 from node import config as settings
 from node.cli import common
@@ -72,6 +72,8 @@ def init(
     from ledger.keys import Key
     from node.network.addresses import parse_control
 
+    if data_dir.parent.exists() and not data_dir.parent.is_dir():
+        raise BadInput(f"{data_dir.parent} is a file, it cannot hold a node's directory: choose another --data-dir")
     if data_dir.exists() and any(data_dir.iterdir()):
         raise Conflict(f"{data_dir} is not empty: a node is set up there already; choose another --data-dir")
     settings.check_model_id(model)

@@ -178,6 +178,12 @@ def test_block_of_a_stranger(chain: Chain, block: bytes) -> None:
     refused(chain, resealed(block, {"coinbase": STRANGER.address}, STRANGER), "sealed by")
 
 
+def with_list_for_zero(header_rlp: bytes) -> bytes:
+    fields = rlp.decode(header_rlp)
+    fields[fields.index(b"")] = []
+    return rlp.encode(fields)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -198,6 +204,7 @@ def test_block_of_a_stranger(chain: Chain, block: bytes) -> None:
         lambda b: {"header_rlp": b.header_rlp + b"\0"},
         lambda b: {"header_rlp": b.header_rlp[:-1]},
         lambda b: {"header_rlp": b""},
+        lambda b: {"header_rlp": with_list_for_zero(b.header_rlp)},
         lambda b: {"header_rlp": rlp.encode(b"")},
         lambda b: {"header_rlp": rlp.encode([b""] * 20)},
         lambda b: {"header_rlp": bytes(5000)},

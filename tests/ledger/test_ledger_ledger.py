@@ -9,6 +9,7 @@ from typing import Any
 import plyvel
 import pytest
 import trio
+import trio.testing
 
 from contracts.calls import AddAuthority, ExpelAccount
 from contracts.errors import BadInput, BadPeer, Conflict, Corrupt, NoSpace, NotAllowed, NotFound
@@ -99,7 +100,7 @@ async def test_refused_transaction_leaves_nothing(
 
 async def test_used_nonce_is_refused(ledger: Ledger) -> None:
     await final(ledger, raw_call(OPERATOR, 0, join()))
-    with pytest.raises(Conflict, match="is used: the next of .* is 1"):
+    with pytest.raises(Conflict, match=r"is used: the next of .* is 1"):
         await ledger.submit(raw_call(OPERATOR, 0, join("12D3Kother")))
 
 
@@ -250,9 +251,7 @@ async def test_waiters_wake(ledger: Ledger) -> None:
 
 
 @asynccontextmanager
-async def cancelled_midway(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, name: str
-) -> AsyncIterator[trio.CancelScope]:
+async def cancelled_in(ledger: Ledger, monkeypatch: pytest.MonkeyPatch, name: str) -> AsyncIterator[trio.CancelScope]:
     """Cancel the body's scope while a worker thread is inside the store's method `name`, and then let it go on."""
     inside, go_on = threading.Event(), threading.Event()
     original = getattr(ledger._chain.store, name)
@@ -267,7 +266,7 @@ async def cancelled_midway(
         scope = trio.CancelScope()
 
         async def cancel() -> None:
-            await trio.to_thread.run_sync(inside.wait)
+            await trio.to_thread.run_sync(inside.wait, abandon_on_cancel=True)
             scope.cancel()
             go_on.set()
 
@@ -278,7 +277,7 @@ async def cancelled_midway(
 
 async def test_cancelled_submit_is_all_or_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_call(OPERATOR, 0, join())
-    async with cancelled_midway(ledger, monkeypatch, "append_journal") as scope:
+    async with cancelled_in(ledger, monkeypatch, "append_journal") as scope:
         with scope:
             await ledger.submit(raw)
     assert ledger.pending() == [raw] == [raw for _, raw in ledger._chain.store.journal()]
@@ -291,7 +290,7 @@ async def test_cancelled_import_is_all_or_nothing(
 ) -> None:
     await final(ledger, raw_call(ADMIN, 0, register()))
     with open_ledger(tmp_path / "other") as other:
-        async with cancelled_midway(other, monkeypatch, "commit") as scope:
+        async with cancelled_in(other, monkeypatch, "commit") as scope:
             with scope:
                 await other.import_sealed(missing_blocks(ledger, other)[0])
         assert other.head == ledger.head
@@ -300,7 +299,7 @@ async def test_cancelled_import_is_all_or_nothing(
 
 async def test_cancelled_sealer_goes_on_where_it_was(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     await ledger.submit(raw_call(OPERATOR, 0, join()))
-    async with cancelled_midway(ledger, monkeypatch, "commit") as scope:
+    async with cancelled_in(ledger, monkeypatch, "commit") as scope:
         with scope:
             await ledger.seal(AUTHORITY)
     assert (ledger.head.number, ledger.pending()) == (1, [])
@@ -325,7 +324,7 @@ async def test_head_moves_on_trios_thread_only(ledger: Ledger, monkeypatch: pyte
     monkeypatch.setattr(ledger._chain.store, "commit", held)
     name = ledger.decode(ledger.pending()[0]).hash
     async with sealing(ledger):
-        await trio.to_thread.run_sync(written.wait)
+        await trio.to_thread.run_sync(written.wait, abandon_on_cancel=True)
         assert (ledger.head.number, len(ledger.pending()), ledger.receipt(name)) == (0, 1, None)
         assert len(list(ledger.records(0))) == 1
         go_on.set()
@@ -366,19 +365,23 @@ async def test_sealer_waits_when_the_clock_was_set_back_and_notices_when_it_is_r
 async def test_only_the_sole_authority_seals(ledger: Ledger, tmp_path: Path) -> None:
     with pytest.raises(NotAllowed, match="no authority"):
         await ledger.seal(STRANGER)
-    with open_ledger(tmp_path / "other", make_config([AUTHORITY, STRANGER])) as other:
-        with pytest.raises(BadInput, match="2 authorities"):
-            await other.seal(AUTHORITY)
+    config = make_config([AUTHORITY, STRANGER])
+    with open_ledger(tmp_path / "other", config) as other, pytest.raises(BadInput, match="2 authorities"):
+        await other.seal(AUTHORITY)
 
 
 async def test_sealer_ends_when_its_authority_is_no_longer_alone(ledger: Ledger) -> None:
     await ledger.submit(raw_call(ADMIN, 0, AddAuthority(STRANGER.address)))
-    await ledger.submit(raw_call(ADMIN, 1, register()))
-    with trio.fail_after(DEADLINE_S), pytest.raises(BadInput, match="2 authorities"):
-        async with trio.open_nursery(strict_exception_groups=False) as nursery:
-            nursery.start_soon(ledger.seal, AUTHORITY)
-            await ledger.wait_head(0)
-            await ledger.submit(raw_call(OPERATOR, 0, join()))
+
+    async def submit_after() -> None:
+        await ledger.wait_head(0)
+        await ledger.submit(raw_call(OPERATOR, 0, join()))
+
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(submit_after)
+            with pytest.raises(BadInput, match="2 authorities"):
+                await ledger.seal(AUTHORITY)
     assert ledger.authorities == {AUTHORITY.address, STRANGER.address}
 
 

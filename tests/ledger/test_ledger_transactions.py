@@ -130,6 +130,20 @@ def test_any_bytes_are_a_transaction_or_bad_input(raw: bytes) -> None:
         take(raw)
 
 
+@pytest.mark.parametrize("fields", [FIELDS, LEGACY], ids=["type 2", "legacy"])
+def test_second_encoding_of_the_same_is_refused(fields: dict[str, Any]) -> None:
+    """An empty list decodes as the number 0: the signature holds, the hash is another."""
+    raw = signed(fields)
+    kind, body = (raw[:1], raw[1:]) if raw[0] == 2 else (b"", raw)
+    values = rlp.decode(body)
+    for place, value in enumerate(values):
+        if value == b"":
+            other = kind + rlp.encode([*values[:place], [], *values[place + 1 :]])
+            assert other != raw
+            with pytest.raises(BadInput):
+                take(other)
+
+
 @pytest.mark.parametrize("raw", [RAW + b"\0", RAW[:-1], b"\x02" + RAW])
 def test_more_or_less_than_one_transaction(raw: bytes) -> None:
     with pytest.raises(BadInput):

@@ -121,6 +121,10 @@ def free_ports() -> int:
 class Node(Machine):
     """A node process that can also be killed."""
 
+    def start(self) -> None:
+        assert not self.is_running(), f"{self.name} runs already"
+        super().start()
+
     def kill(self) -> None:
         """SIGKILL: nothing is said and nothing is written any more."""
         assert self._process is not None
@@ -144,6 +148,14 @@ class Node(Machine):
 
     def log(self) -> str:
         return (self.data_dir / "node.log").read_text()
+
+    def tracebacks(self) -> list[str]:
+        """Log lines that a traceback follows. What libp2p raises for a stream that a peer broke off is logged with
+        one, and is no bug of the node's."""
+        lines = self.log().splitlines()
+        starts = [n for n, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+        before = [lines[n - 1] if n else "" for n in starts]
+        return [line for line in before if "an inbound stream of" not in line and line.strip()]
 
     def cli(self, *words: object) -> Done:
         return aigen(*words, "--rpc", self.url)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,16 +14,28 @@ import trio
 
 from contracts import events
 from contracts.calls import AnnounceShards, Call, WithdrawShards
-from contracts.errors import Busy, Refused
+from contracts.errors import Busy, Conflict, NotFound, Refused
 from contracts.types import PIECE_SIZE, Address, ManifestHash, NodeId, TransactionHash
 from node import state as states
+from node.config import Config
+from node.inference.spec import (
+    Chunk,
+    Completion,
+    LoadedModel,
+    Message,
+    ModelSpec,
+    Parameters,
+    Prompt,
+    Usage,
+)
+from node.loading import Loading
 from node.network.client import PeerSource
 from node.network.fetcher import FetcherStatistics
 from node.registry import Model
 from node.replication import Replication
+from node.service import Service, Steps
 from node.state import State
-from node.storage import manifest as manifests
-from node.storage.artifact import cut
+from node.storage.artifact import FileSource, cut
 from node.storage.manifest import Manifest, ManifestShard
 from node.storage.store import ShardStore
 
@@ -45,6 +59,9 @@ class FakeReplay:
         self.number += 1
         self._changed.set()
         self._changed = trio.Event()
+
+    def catch_up(self) -> None:
+        """Nothing is ever behind here."""
 
     async def wait_change(self, after: int) -> None:
         while self.number <= after:
@@ -145,14 +162,13 @@ class Surroundings:
 
 def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Surroundings:
     """Both nodes are members, the other one has announced every shard."""
-    source = path / "source"
-    source.mkdir(parents=True)
-    (source / "config.json").write_text("{}")
-    size = 2 * PIECE_SIZE
-    (source / "model.safetensors").write_bytes(bytes(i % 251 for i in range(1000)) * (shard_count * size // 1000))
+    path.mkdir(parents=True, exist_ok=True)
+    source, size = path / "model.safetensors", 2 * PIECE_SIZE
+    source.write_bytes(Random(1).randbytes(shard_count * size - 1000))
     shelf, store = ShardStore(path / "shelf"), ShardStore(path / "store")
-    manifest = cut(source, shelf, size)
-    manifest_hash = manifests.manifest_hash(manifest)
+    manifest = cut([FileSource(source.name, source)], shelf, size)
+    manifest_hash = manifest.manifest_hash()
+    shelf.put_manifest(manifest.encode(), manifest_hash)
     replay = FakeReplay()
     count = len(manifest.shards)
     replay.add(
@@ -178,3 +194,108 @@ def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Sur
     wallet, fetcher = FakeWallet(replay), FakeFetcher(store, shelf)
     replication = Replication(OURS, role, 3, replay, store, fetcher, wallet)  # type: ignore[arg-type]
     return Surroundings(replay, wallet, store, fetcher, replication, manifest)
+
+
+class FakeEngine:
+    """Loads at once, or when `gate` opens; answers with an echo. `failures` are raised first."""
+
+    def __init__(self) -> None:
+        self.gate = trio.Event()
+        self.gate.set()
+        self.failures: list[Refused] = []
+        self.specs: list[tuple[ModelSpec, bool]] = []
+        self._models: dict[str, LoadedModel] = {}
+
+    async def load(self, spec: ModelSpec, pin: bool = False) -> LoadedModel:
+        spec.check()
+        await self.gate.wait()
+        await trio.lowlevel.checkpoint()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.specs.append((spec, pin))
+        known = self._models.get(spec.key)
+        pinned = pin or (known is not None and known.pinned)
+        self._models[spec.key] = LoadedModel(spec.key, "LlamaForCausalLM", "bf16", 1, 1, 1, 1, 0.1, pinned)
+        return self._models[spec.key]
+
+    async def unload(self, key: str) -> None:
+        if self._models[key].pinned:
+            raise Conflict(f"{key} is pinned")
+        self.evict(key)
+
+    def evict(self, key: str) -> None:
+        """It goes, as another model's load may have it go."""
+        del self._models[key]
+
+    def loaded(self) -> tuple[LoadedModel, ...]:
+        return tuple(self._models.values())
+
+    @asynccontextmanager
+    async def generate(self, key: str, prompt: Prompt, parameters: Parameters) -> AsyncIterator[AsyncIterator[Chunk]]:
+        if key not in self._models:
+            raise NotFound(f"{key} is not loaded")
+
+        async def answer() -> AsyncIterator[Chunk]:
+            for message in prompt:
+                assert isinstance(message, Message)
+                yield Chunk(message.content)
+            yield Chunk("", "stop", Usage(1, 1))
+
+        yield answer()
+
+    async def complete(self, key: str, prompt: Prompt, parameters: Parameters) -> Completion:
+        async with self.generate(key, prompt, parameters) as answer:
+            return Completion("".join([chunk.text async for chunk in answer]), "stop", Usage(1, 1))
+
+
+class FakeLedger:
+    """As much of a ledger as the start sequence asks: who is enrolled, and when the head moves."""
+
+    def __init__(self, replay: FakeReplay) -> None:
+        self._replay = replay
+        self.enrolled = True
+        self.config = SimpleNamespace(network=SimpleNamespace(name="test"))
+
+    @property
+    def head(self) -> Any:
+        return SimpleNamespace(number=self._replay.number)
+
+    async def wait_head(self, after: int) -> Any:
+        await self._replay.wait_change(after)
+        return self.head
+
+    def account(self, address: Address) -> Any:
+        return SimpleNamespace(enrolled=self.enrolled)
+
+
+class FakeControl:
+    """Peers that are there or not."""
+
+    def __init__(self) -> None:
+        self.connected = True
+
+    async def wait_peers(self) -> None:
+        if not self.connected:
+            await trio.sleep_forever()
+
+    async def wait_caught_up(self) -> None:
+        await self.wait_peers()
+
+
+def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, config: Config | None = None) -> Service:
+    """The real service over the fakes."""
+    return Service(
+        config=config or Config(),
+        node_id=OURS,
+        endpoints=(DATA_ENDPOINT,),
+        ledger=FakeLedger(around.replay),  # type: ignore[arg-type]
+        replay=around.replay,  # type: ignore[arg-type]
+        store=around.store,
+        replication=around.replication,
+        engine=engine,  # type: ignore[arg-type]
+        loading=Loading(around.replication, engine, nursery),  # type: ignore[arg-type]
+        wallet=around.wallet,  # type: ignore[arg-type]
+        peers=lambda: (),
+        unreachable=lambda: {},
+        steps=Steps(),
+    )

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from genesis import config as genesis_config
+from ledger.ledger import Ledger
 from node.config import Config, load, render
 from tests.node.cluster import MIB, Cluster, aigen, write_model
 
@@ -202,6 +204,35 @@ def test_a_token_is_made_offline(data_dir: Path, cluster: Cluster) -> None:
     assert made["account"] == cluster.accounts["alice"]
     assert made["token"].startswith("aigen_")
     aigen("token", "--for", "soon", "--data-dir", data_dir).refused("soon", "30d")
+
+
+@pytest.fixture
+def ledger_dir(data_dir: Path) -> Path:
+    """The ledger of a node that was started once."""
+    Ledger.open(data_dir / "ledger", genesis_config.load(data_dir / "genesis.toml")).close()
+    return data_dir / "ledger"
+
+
+def test_a_corrupted_ledger_is_named_and_left_alone(data_dir: Path, ledger_dir: Path) -> None:
+    """Whichever of its files is overwritten: no traceback, and no fresh start over what is there."""
+    originals = {path: path.read_bytes() for path in ledger_dir.iterdir() if path.stat().st_size and path.name != "LOG"}
+    assert {path.suffix for path in originals} >= {".log"}
+    for path, original in originals.items():
+        path.write_bytes(bytes(byte ^ 0xA5 for byte in original))
+        for command in (("start",), ("ledger", "verify")):
+            aigen(*command, "--data-dir", data_dir).refused("the ledger in", str(ledger_dir))
+        assert all(copy.exists() for copy in originals)
+        for other, content in originals.items():
+            other.write_bytes(content)
+    assert aigen("ledger", "verify", "--data-dir", data_dir).status == 0
+
+
+def test_a_data_directory_grown_from_another_genesis(cluster: Cluster, data_dir: Path, ledger_dir: Path) -> None:
+    genesis = (data_dir / "genesis.toml").rename(data_dir / "kept.toml")
+    assert cluster.new_genesis(data_dir / "genesis.toml", "--name", "other").status == 0
+    aigen("start", "--data-dir", data_dir).refused("grew from genesis", "0x", "--data-dir")
+    genesis.replace(data_dir / "genesis.toml")
+    assert aigen("ledger", "verify", "--data-dir", data_dir).status == 0, "nothing of it was lost"
 
 
 def test_verify_without_a_ledger(data_dir: Path) -> None:

@@ -1,0 +1,248 @@
+"""What a node should hold, made true: fetching, repairing, announcing, scrubbing, and the passes beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from contracts import events
+from contracts.calls import AnnounceShards, WithdrawShards
+from contracts.errors import Busy, Conflict, NoSpace, NotAllowed, NotFound
+from node.replication import RETRY_S, FetchProgress
+from tests.node.cluster import flip
+from tests.node.fakes import OURS, THEIRS, Surroundings, surroundings
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Surroundings:
+    return surroundings(tmp_path)
+
+
+async def until(around: Surroundings, holds: Callable[[], bool]) -> None:
+    """Let the other tasks run until it holds; the store moves in threads, so the clock is of no use here."""
+    with trio.fail_after(20):
+        while not holds():
+            await trio.lowlevel.checkpoint()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_pass_fetches_the_share_and_announces_it_once(around: Surroundings) -> None:
+    assert await around.replication.fetch_share() == ()
+    assert around.held() == {0, 1, 2, 3}
+    assert await around.replication.announce_all() == ()
+    assert await around.replication.announce_all() == ()
+    assert around.wallet.sent == [AnnounceShards(OURS, "m", "1", (0, 1, 2, 3))]
+    statistics = around.replication.statistics()
+    assert (statistics.shards_wanted, statistics.shards_held, statistics.failures) == (4, 4, ())
+
+
+async def test_a_gateway_wants_nothing_unasked(tmp_path: Path) -> None:
+    around = surroundings(tmp_path, role="gateway")
+    assert await around.replication.fetch_share() == ()
+    assert around.held() == set()
+    await around.replication.hold_all(around.model, FetchProgress())
+    assert around.held() == {0, 1, 2, 3}
+
+
+async def test_a_shard_that_cannot_be_had_does_not_hold_up_the_others(around: Surroundings) -> None:
+    first, second = around.model.shard_hashes[:2]
+    around.fetcher.unavailable = {first: Busy("its sources are gone"), second: Busy("gone too")}
+    (failure,) = await around.replication.fetch_share()
+    assert "its sources are gone (and 1 more of its shards)" in failure
+    assert around.held() == {2, 3}
+    around.fetcher.unavailable.clear()
+    assert await around.replication.fetch_share() == ()
+    assert around.held() == {0, 1, 2, 3}
+
+
+async def test_without_space_nothing_more_is_tried(around: Surroundings) -> None:
+    around.fetcher.unavailable = {around.model.shard_hashes[0]: NoSpace("needs 4 GB, has 1 GB")}
+    (failure,) = await around.replication.fetch_share()
+    assert "needs 4 GB" in failure
+    assert around.held() == set()
+
+
+async def test_progress_counts_every_byte_once(around: Surroundings) -> None:
+    progress = FetchProgress()
+    around.fetcher.unavailable = {around.model.shard_hashes[1]: Busy("gone")}
+    with pytest.raises(Busy):
+        await around.replication.hold_all(around.model, progress)
+    assert progress.bytes_done == around.model.total_size - around.model.size_of_shard(1)
+    around.fetcher.unavailable.clear()
+    await around.replication.hold_all(around.model, progress)
+    assert progress.bytes_done == progress.bytes_total == around.model.total_size
+
+
+async def test_a_damaged_shard_is_repaired_and_its_announcement_stands(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    await around.replication.announce_all()
+    flip(around.path(1), 5)
+    around.fetcher.pieces = 0
+    around.replication.note_damage(around.model.shard_hashes[1])
+    assert await around.replication.fetch_share() == ()
+    assert around.fetcher.pieces == 1
+    assert await around.replication.announce_all() == ()
+    assert len(around.wallet.sent) == 1, "no withdrawal for what is repaired"
+
+
+async def test_what_is_lost_for_good_is_withdrawn_and_announced_when_it_is_back(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    await around.replication.announce_all()
+    around.path(2).unlink()
+    lost = around.model.shard_hashes[2]
+    around.fetcher.unavailable = {lost: Busy("gone")}
+    await around.replication.announce_all()
+    assert around.announced() == {0, 1, 2, 3}, "before anybody tried to repair it, it stays"
+    assert len(await around.replication.fetch_share()) == 1
+    await around.replication.announce_all()
+    assert around.wallet.sent[-1] == WithdrawShards(OURS, "m", "1", (2,))
+    around.fetcher.unavailable.clear()
+    await around.replication.fetch_share()
+    await around.replication.announce_all()
+    assert around.announced() == {0, 1, 2, 3}
+
+
+async def test_what_was_announced_is_kept_even_outside_of_the_share(tmp_path: Path) -> None:
+    around = surroundings(tmp_path, role="gateway")
+    await around.replication.hold_all(around.model, FetchProgress())
+    await around.replication.announce_all()
+    around.path(0).unlink()
+    assert await around.replication.fetch_share() == ()
+    assert around.held() == {0, 1, 2, 3}
+
+
+async def test_a_ledger_that_stands_still_does_not_stop_repair(
+    around: Surroundings, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    around.wallet.open = False
+    passes: list[None] = []
+    nursery.start_soon(around.replication.run, lambda: passes.append(None))
+    await until(around, lambda: around.held() == {0, 1, 2, 3})
+    flip(around.path(3), 7)
+    around.replication.note_damage(around.model.shard_hashes[3])
+    await until(around, lambda: around.fetcher.fetched.count(around.model.shard_hashes[3]) == 2)
+    assert around.wallet.sent == []
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_failure_is_tried_again_after_a_pause(
+    around: Surroundings, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    around.fetcher.unavailable = {around.model.shard_hashes[0]: Busy("gone")}
+    nursery.start_soon(around.replication.run)
+    await until(around, lambda: around.announced() == {1, 2, 3})
+    assert "gone" in around.replication.statistics().failures[0]
+    around.fetcher.unavailable.clear()
+    await trio.sleep(RETRY_S)
+    await until(around, lambda: around.announced() == {0, 1, 2, 3})
+    assert around.replication.statistics().failures == ()
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_new_model_is_fetched_when_its_block_comes(
+    around: Surroundings, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    around.replay.add(events.ShardsWithdrawn(THEIRS, "m", "1", (0, 1, 2, 3)))
+    nursery.start_soon(around.replication.run)
+    await until(around, lambda: bool(around.replication.statistics().failures))
+    around.replay.add(events.ShardsAnnounced(THEIRS, "m", "1", (0, 1, 2, 3)))
+    await until(around, lambda: around.announced() == {0, 1, 2, 3})
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_is_no_member_announces_nothing(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    around.replay.add(events.NodeLeft(OURS))
+    assert await around.replication.announce_all() == ()
+    assert around.wallet.sent == []
+
+
+async def test_a_refused_announcement_is_a_failure_not_the_end(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    around.wallet.failures = [NotAllowed("the operator was expelled")]
+    (failure,) = await around.replication.announce_all()
+    assert "expelled" in failure
+
+
+async def test_a_nonce_that_was_taken_meanwhile_is_taken_anew(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    around.wallet.failures = [Conflict("nonce 3 is used"), Conflict("nonce 4 is used")]
+    assert await around.replication.announce_all() == ()
+    around.wallet.failures = [Conflict("used")] * 5
+    with pytest.raises(Conflict):
+        await around.replication.send(AnnounceShards(OURS, "m", "1", (0,)))
+
+
+async def test_a_retired_model_is_neither_fetched_nor_announced(around: Surroundings) -> None:
+    around.replay.add(events.ModelRetired("m", "1"))
+    assert await around.replication.fetch_share() == ()
+    assert around.held() == set()
+    assert around.wallet.sent == []
+
+
+async def test_scrub_tells_what_is_bad_and_takes_it_out_of_service(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    flip(around.path(1), 1 << 20)
+    results = await around.replication.scrub()
+    assert [result.bad_pieces for result in results] == [(), (1,), (), ()]
+    assert around.held() == {0, 2, 3}
+    assert around.replication.statistics().pieces_damaged == 1
+
+
+async def test_two_scrubs_at_once_of_one_damaged_shard_are_no_failure(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    flip(around.path(1), 3)
+    results = []
+
+    async def scrub() -> None:
+        results.append(await around.replication.scrub())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(scrub)
+    assert len(results) == 3
+    assert sum(bool(one.bad_pieces) for result in results for one in result) >= 1
+    assert around.held() == {0, 2, 3}
+
+
+async def test_what_was_proved_is_not_hashed_again_unless_the_file_changed(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    assert await around.replication.prove(around.model) == [], "fetching proves"
+    flip(around.path(2), 9)
+    (result,) = await around.replication.prove(around.model)
+    assert (result.shard_index, result.bad_pieces) == (2, (0,))
+
+
+async def test_a_truncated_shard_is_found_and_fetched_again(around: Surroundings) -> None:
+    await around.replication.fetch_share()
+    with around.path(0).open("r+b") as file:
+        file.truncate(1000)
+    await around.replication.scrub()
+    around.fetcher.pieces = 0
+    assert await around.replication.fetch_share() == ()
+    assert around.held() == {0, 1, 2, 3}
+    assert around.fetcher.pieces == 2
+
+
+async def test_the_periodic_scrub_survives_a_damaged_manifest(
+    around: Surroundings,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await around.replication.fetch_share()
+    flip(around.store.root / "manifests" / around.model.manifest_hash.hex(), 3)
+    nursery.start_soon(around.replication.run_scrub, 100.0)
+    await trio.sleep(150)
+    await until(around, lambda: "manifest" in caplog.text)
+    nursery.cancel_scope.cancel()
+
+
+async def test_nobody_has_it(around: Surroundings) -> None:
+    around.replay.add(events.ShardsWithdrawn(THEIRS, "m", "1", (0, 1, 2, 3)))
+    with pytest.raises(NotFound, match="nobody has announced a shard of m version 1"):
+        await around.replication.hold_all(around.model, FetchProgress())
