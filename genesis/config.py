@@ -51,8 +51,11 @@ CANONICAL_FORMAT: Final = "aigen-genesis-1"
 
 def load(source: Path | str | bytes) -> GenesisConfig:
     """The config of a genesis file, or of its bytes. Raises NotFound, or BadInput naming the key."""
-    config = parse(source if isinstance(source, bytes) else _read(Path(source)))
-    check(config)
+    try:
+        config = parse(source if isinstance(source, bytes) else _read(Path(source)))
+        check(config)
+    except BadInput as error:
+        raise error if isinstance(source, bytes) else BadInput(f"{source}: {error}") from error
     return config
 
 

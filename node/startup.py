@@ -7,6 +7,7 @@ replay the ledger -> join the network -> check core model metadata -> locate its
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -23,6 +24,11 @@ from node.rpc.port import StepState
 from node.service import STEP_NAMES
 from node.storage.files import DirectoryLock
 
+RECURSION_LIMIT = 1000
+"""Python's own. Importing py-evm and py_ecc raises it to 100,000, and then a few kilobytes of nested brackets from
+outside, handed to any recursive decoder, overflow the C stack and end the process. The contracts call one another
+three deep at the most, which needs a fraction of this."""
+
 CONNECT_S = 5.0
 """How long a node waits for its first peer before it goes on alone; a peer that comes later is as welcome."""
 
@@ -34,6 +40,7 @@ log = logging.getLogger(__name__)
 
 async def run(directory: DataDirectory, config: Config, operator: Key) -> None:
     """Run the node until cancelled. Raises Refused for what keeps it from starting or going on."""
+    sys.setrecursionlimit(RECURSION_LIMIT)
     identity = NodeIdentity.load(directory.identity)
     with DirectoryLock(directory.path), open_ledger(directory) as ledger:
         async with trio.open_nursery() as nursery:

@@ -16,6 +16,8 @@ from contracts.types import Address, NodeId, TransactionHash
 from genesis.config import GenesisConfig
 from ledger import seal
 from ledger.ledger import Ledger
+from node.members import Member
+from node.network.addresses import DATA_SCHEME
 from node.registry import Model
 from node.rpc import port
 from node.state import State
@@ -64,10 +66,15 @@ def shard_infos(state: State, model: Model) -> tuple[port.ShardInfo, ...]:
     return tuple(_shard_info(state, model, index, mirrored) for index in range(model.shard_count))
 
 
+def _data_endpoint(member: Member) -> str:
+    """Where a member serves pieces, as it says; empty when none of its endpoints is of the data plane."""
+    return next((endpoint for endpoint in member.endpoints if endpoint.startswith(f"{DATA_SCHEME}:")), "")
+
+
 def _shard_info(state: State, model: Model, index: int, mirrored: tuple[port.Location, ...]) -> port.ShardInfo:
     members = state.members.members
     peers = tuple(
-        port.Location(node_id, "peer", next(iter(members[node_id].endpoints), ""))
+        port.Location(node_id, "peer", _data_endpoint(members[node_id]))
         for node_id in sorted(state.shards.holders_of(model.key, index))
         if node_id in members
     )

@@ -21,7 +21,7 @@ from node.cli.machines import Machine, aigen, check_ports_free, stop_recorded, w
 
 MODEL = "smollm2-135m"
 QUESTION = "What is the capital of France?"
-FOLLOW_UP = "And which river flows through it?"
+FOLLOW_UP = "What language do people speak there?"
 ANSWER_MUST_NAME = "Paris"
 MAX_TOKENS = 64
 PORTS = {"a": 9954, "b": 9944, "c": 9964}

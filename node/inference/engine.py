@@ -36,6 +36,9 @@ UNLOAD_TIMEOUT_S = 60.0
 RESTART_DELAY_MAX_S = 30.0
 """The back-off after repeated crashes doubles from a quarter of a second up to this."""
 
+RESTORE_DELAY_S = 30.0
+"""Between two tries to bring a pinned model back."""
+
 STEADY_S = 60.0
 """A process that lived this long was sound: the next crash counts as the first again."""
 
@@ -299,9 +302,12 @@ class Engine:
             self._nursery.start_soon(self._restore, tuple(self._pinned.values()))
 
     async def _restore(self, specs: tuple[ModelSpec, ...]) -> None:
-        """Pinned models come back by themselves; the others with the next question to them."""
+        """Pinned models come back by themselves, however often it takes; the others with the next question to them."""
         for spec in specs:
-            try:
-                await self.load(spec, pin=True)
-            except Refused as error:
-                _log.error("%s could not be loaded again: %s", spec.key, error)
+            while spec.key in self._pinned and spec.key not in self._models:
+                try:
+                    await self.load(spec, pin=True)
+                except Refused as error:
+                    _log.error("%s could not be loaded again, next try in %.0f s: %s", spec.key, RESTORE_DELAY_S, error)
+                    self._pinned[spec.key] = spec  # a load that fails forgets the pin, this one is still meant
+                    await trio.sleep(RESTORE_DELAY_S)

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
-from contracts.errors import BadPeer, Busy, Conflict
+from contracts.errors import BadPeer, Busy, Conflict, Corrupt, NotFound
 from contracts.types import ManifestHash, ShardHash
 from node.network.client import PeerConnection, PeerSource, with_connection
 from node.network.identity import NodeIdentity
@@ -36,8 +36,6 @@ Progress = Callable[[int], None]
 
 class FetchStorePort(Protocol):
     """The part of `node.storage.store.ShardStore` that fetching needs."""
-
-    def has_manifest(self, manifest_hash: ManifestHash) -> bool: ...
 
     def manifest(self, manifest_hash: ManifestHash) -> Manifest: ...
 
@@ -108,11 +106,15 @@ class Fetcher:
     async def fetch_manifest(self, manifest_hash: ManifestHash, sources: Iterable[PeerSource]) -> Manifest:
         """The manifest, from the store or a source; kept in the store. Busy when no source gives it."""
         async with self._alone(manifest_hash):
-            if not await trio.to_thread.run_sync(self._store.has_manifest, manifest_hash):
-                data = await self._fetch_manifest(manifest_hash, sources)
-                self._manifests_fetched += 1
-                return await trio.to_thread.run_sync(self._store.put_manifest, data, manifest_hash)
-        return await trio.to_thread.run_sync(self._store.manifest, manifest_hash)
+            try:
+                return await trio.to_thread.run_sync(self._store.manifest, manifest_hash)
+            except NotFound:
+                log.debug("fetching the manifest %s", manifest_hash.hex())
+            except Corrupt as error:
+                log.warning("%s", error)
+            data = await self._fetch_manifest(manifest_hash, sources)
+            self._manifests_fetched += 1
+            return await trio.to_thread.run_sync(self._store.put_manifest, data, manifest_hash)
 
     async def _fetch_manifest(self, manifest_hash: ManifestHash, sources: Iterable[PeerSource]) -> bytes:
         def use(connection: PeerConnection) -> bytes:

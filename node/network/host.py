@@ -166,6 +166,9 @@ class Host:
         self._streams[node_id] = self._streams.get(node_id, 0) + 1
         try:
             await self._host._swarm_stream_handler(stream)
+        except STREAM_ERRORS as error:  # the peer left in the middle of a negotiation
+            log.debug("an inbound stream of %s broke off: %s", node_id, _cause(error))
+            await _finish(stream, done=False)
         except Exception:
             # Garbage where a protocol name belongs raises UnicodeDecodeError in libp2p 0.8.1, among others: a peer's
             # bytes must not end the host, so this boundary takes everything and says so.

@@ -208,7 +208,7 @@ class ShardStore:
             raise NotFound(f"the manifest {manifest_hash.hex()} is not here; fetch it first")
         data = read_file(path, MANIFEST_SIZE_MAX)
         if sha256(data).digest() != manifest_hash:
-            raise Corrupt(f"the manifest {path} is damaged on disk; delete it and it is fetched again")
+            raise Corrupt(f"the manifest {path} is damaged on disk; it is fetched again from a peer")
         return data
 
     def manifest(self, manifest_hash: ManifestHash) -> Manifest:

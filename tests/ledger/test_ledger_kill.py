@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from contracts.types import TransactionHash
 from genesis.config import GenesisConfig
 from ledger import audit
@@ -13,6 +15,7 @@ from node import state
 from tests.ledger.world import make_config, open_ledger
 
 ROUNDS = 5
+SOAK_ROUNDS = 50
 ACKNOWLEDGED_MAX = 25
 
 SENDERS = [Key.from_secret(bytes([i]) * 32) for i in range(20, 24)]
@@ -64,13 +67,14 @@ def run_and_kill(path: Path, hour: int, lines_max: int) -> list[TransactionHash]
     return [TransactionHash(bytes.fromhex(line)) for line in lines if line.endswith("\n") and len(line) == 65]
 
 
-def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [ROUNDS, pytest.param(SOAK_ROUNDS, marks=pytest.mark.soak)])
+def test_nothing_acknowledged_is_lost(tmp_path: Path, rounds: int) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     chance = random.Random(seed)
     path = tmp_path / "ledger"
     acknowledged: set[TransactionHash] = set()
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         acknowledged.update(run_and_kill(path, 1 + 10_000 * round_, chance.randint(1, ACKNOWLEDGED_MAX)))
         with open_ledger(path, config()) as ledger:
             for name in acknowledged:
@@ -82,7 +86,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     found = audit.verify(path, config())
     assert found.blocks == len(records) - 1
     assert len(folded.members.members) <= len(SENDERS)
-    assert len(acknowledged) >= ROUNDS
+    assert len(acknowledged) >= rounds
 
 
 DIGEST = """

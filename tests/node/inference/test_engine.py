@@ -18,6 +18,7 @@ import trio
 from contracts.errors import BadInput, Busy, Conflict, Corrupt, NoSpace, NotFound
 from node.inference.engine import Engine, EngineSettings
 from node.inference.spec import Message, ModelSpec, Parameters
+from tests.node.network.fakes import until
 
 from . import tiny
 
@@ -297,6 +298,24 @@ async def test_a_crash_fails_what_is_in_flight_and_the_pinned_model_comes_back(e
     assert engine.statistics().pid != pid
     assert [model.key for model in engine.loaded()] == [spec.key], "others come back with the next question"
     await engine.complete(spec.key, "hello", Parameters(max_tokens=1))
+
+
+@at_home
+async def test_a_pinned_model_that_cannot_come_back_at_first_does_so_later(
+    engine: Engine, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("node.inference.engine.RESTORE_DELAY_S", 0.05)
+    await engine.load(spec, pin=True)
+    pid = engine.statistics().pid
+    assert pid is not None
+    shard, hidden = spec.shards[0], f"{spec.shards[0]}.hidden"
+    os.rename(shard, hidden)
+    os.kill(pid, signal.SIGKILL)
+    with trio.fail_after(60):
+        await until(lambda: "could not be loaded again" in caplog.text)
+        os.rename(hidden, shard)
+        await until(lambda: bool(engine.loaded()))
+    assert engine.loaded()[0].pinned
 
 
 @at_home

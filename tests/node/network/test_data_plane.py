@@ -126,6 +126,19 @@ async def test_manifest_and_shards_arrive_and_nothing_is_fetched_twice(world: Wo
             nursery.cancel_scope.cancel()
 
 
+async def test_a_manifest_damaged_on_disk_is_fetched_again(world: World) -> None:
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            sources = [world.source(await nursery.start(world.server().run))]
+            fetcher = world.fetcher()
+            await fetcher.fetch_manifest(world.manifest_hash, sources)
+            path = world.wanter.store.root / "manifests" / world.manifest_hash.hex()
+            path.write_bytes(path.read_bytes()[:-1])
+            assert await fetcher.fetch_manifest(world.manifest_hash, sources) == world.manifest
+            assert await fetcher.fetch_manifest(world.manifest_hash, []) == world.manifest
+            nursery.cancel_scope.cancel()
+
+
 async def test_the_same_shard_asked_for_at_once_is_fetched_once(world: World) -> None:
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
