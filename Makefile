@@ -1,9 +1,9 @@
 # Everything runs in .venv, which is made on first use with the exact versions of constraints.txt.
 #   make demo            the main job on three nodes, from nothing          make up    the same network, left running
-#   make test            every test                                         make lint  style, types, directions of imports
+#   make test            the tests                                          make lint  style, types, directions of imports
 #   make contracts       compile the Vyper sources                          make bench measurements beside other tools
 # PYTHON=python3.12 picks the interpreter (3.11 or 3.12).
-# TORCH_INDEX=URL takes torch from another package index first, such as the one of CPU builds for Linux.
+# TORCH_INDEX=URL also looks for torch in another package index, such as the one of CPU builds for Linux.
 
 PYTHON ?= python3
 TORCH_INDEX ?=

@@ -89,7 +89,8 @@ role = {role}
 model = {model}
 
 [rpc]
-# Loopback needs no token; on any other address every question needs `Authorization: Bearer` (`aigen token`).
+# Loopback needs no token; on any other address whatever uses the node needs
+# `Authorization: Bearer` (`aigen token`); the public ledger stays readable.
 host = {rpc_host}
 port = {rpc_port}
 # Host names a request may carry besides loopback's and the one above.

@@ -30,7 +30,7 @@ from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
 from node.rpc import port
-from node.rpc.port import ChatDelta, Emit, HealthStatus, LoadState, StartStep, StepState
+from node.rpc.port import ChatChunk, Emit, HealthStatus, LoadState, StartStep, StepState
 from node.state import State
 from node.storage.store import ShardStore
 
@@ -50,7 +50,7 @@ STEP_NAMES = (
     "load and pin the core model",
     "announce shards",
 )
-"""The start sequence, in order (DESIGN section 5)."""
+"""The start sequence, in order."""
 
 
 @dataclass
@@ -328,7 +328,7 @@ class Service:
             async for chunk in answer:
                 texts.append(chunk.text)
                 if chunk.text:
-                    await emit(ChatDelta(chunk.text))
+                    await emit(ChatChunk(chunk.text))
             assert chunk.finish_reason is not None
             assert chunk.usage is not None
         return Completion("".join(texts), chunk.finish_reason, chunk.usage)

@@ -1,4 +1,4 @@
-"""The start sequence, readable as the sequence it is (DESIGN section 5).
+"""The start sequence, readable as the sequence it is.
 
 replay the ledger -> join the network -> check core model metadata -> locate its shards -> fetch what is missing
 -> verify SHA-256 -> load the core model and pin it -> announce the shards -> ready for inference

@@ -196,7 +196,7 @@ def when(seconds: int | None) -> str | None:
 
 
 def size(count: int | float) -> str:
-    """Bytes for people, in powers of 1000 as disks and the seed's model sizes are given."""
+    """Bytes for people, in powers of 1000 as disks and models are sold."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 1000:

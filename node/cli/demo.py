@@ -17,7 +17,7 @@ import click
 
 from contracts.errors import BadInput, NotAllowed, Refused
 from node.cli import common
-from node.cli.machines import Machine, aigen, check_ports_free, stop_recorded, wait_for
+from node.cli.machines import NodeProcess, aigen, check_ports_free, stop_recorded, wait_for
 
 MODEL = "smollm2-135m"
 QUESTION = "What is the capital of France?"
@@ -99,7 +99,7 @@ class Demo:
     work: Path
     rows: list[tuple[str, str, float]] = field(default_factory=list)
     accounts: dict[str, str] = field(default_factory=dict)
-    machines: dict[str, Machine] = field(default_factory=dict)
+    machines: dict[str, NodeProcess] = field(default_factory=dict)
 
     @contextmanager
     def step(self, title: str) -> Iterator[list[str]]:
@@ -194,7 +194,7 @@ class Demo:
             self.work / name,
             "--json",
         )
-        self.machines[name] = Machine(name, self.work / name, port, made["node_id"])
+        self.machines[name] = NodeProcess(name, self.work / name, port, made["node_id"])
 
     def _register(self, gguf: Path, notes: list[str]) -> None:
         a = self.machines["a"]
@@ -222,7 +222,7 @@ class Demo:
         notes.append(f"{common.size(imported['total_size'])} in {len(imported['shard_hashes'])} shards")
         notes.append(f"registered in block {receipt['block_number']} by {common.short(receipt['sender'])}")
 
-    def _copies(self, machine: Machine) -> list[int]:
+    def _copies(self, machine: NodeProcess) -> list[int]:
         """Copies of each shard on the ledger, as this node sees it."""
         answer = machine.ask("getShardLocations", model_id=MODEL)
         return [shard["copies"] for shard in answer["shards"]]
@@ -253,7 +253,7 @@ class Demo:
         self._ask(b, [*messages, {"role": "assistant", "content": first}, {"role": "user", "content": FOLLOW_UP}])
         notes.append(f"{QUESTION} {first.strip()}")
 
-    def _ask(self, machine: Machine, messages: list[dict[str, str]], account: str | None = None) -> str:
+    def _ask(self, machine: NodeProcess, messages: list[dict[str, str]], account: str | None = None) -> str:
         """Put a question, the answer streamed to the terminal as it comes."""
         who = f" (as {account})" if account else ""
         click.secho(f"   > {messages[-1]['content']}{who}", fg="cyan")

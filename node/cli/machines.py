@@ -52,7 +52,7 @@ def aigen(*arguments: object, quiet: bool = False, show: bool = False) -> Any:
 
 
 @dataclass
-class Machine:
+class NodeProcess:
     """One node: its data directory, its process, its RPC."""
 
     name: str
@@ -125,7 +125,7 @@ class Machine:
     def log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
 
-    def ask_piece(self, holder: Machine, shard_hash: str, size: int, piece: int) -> str | None:
+    def ask_piece(self, holder: NodeProcess, shard_hash: str, size: int, piece: int) -> str | None:
         """Ask another node for one piece on the data plane, as this node; None when it came, else the refusal."""
         import trio
 
@@ -149,7 +149,7 @@ class Machine:
 
 
 def wait_for(
-    holds: Callable[[], bool], what: str, machines: Sequence[Machine], timeout_s: float = CONDITION_TIMEOUT_S
+    holds: Callable[[], bool], what: str, machines: Sequence[NodeProcess], timeout_s: float = CONDITION_TIMEOUT_S
 ) -> None:
     """Return once it holds. Raises Refused when time is up or one of `machines` ends."""
     deadline = time.monotonic() + timeout_s

@@ -39,10 +39,10 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 )
 @click.option("--listen", default="127.0.0.1", show_default=True, help="Address for other nodes; 0.0.0.0 for all.")
 @click.option("--advertise", default="", help="Name or address others reach this node at. Default: --listen.")
-@click.option("--rpc-host", default="127.0.0.1", show_default=True)
-@click.option("--rpc-port", type=int, default=9944, show_default=True)
-@click.option("--control-port", type=int, default=9945, show_default=True)
-@click.option("--data-port", type=int, default=9946, show_default=True)
+@click.option("--rpc-host", default="127.0.0.1", show_default=True, help="Where JSON-RPC listens.")
+@click.option("--rpc-port", type=int, default=9944, show_default=True, help="JSON-RPC.")
+@click.option("--control-port", type=int, default=9945, show_default=True, help="Blocks and transactions (libp2p).")
+@click.option("--data-port", type=int, default=9946, show_default=True, help="Shards (TLS).")
 @click.option(
     "--operator-key",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -175,10 +175,10 @@ def _show_init(data_dir: Path, node_id: str, key: Key, network: GenesisConfig, f
 
 
 @click.command("start")
-@click.option("--rpc-host", help="Override the config.")
-@click.option("--rpc-port", type=int, help="Override the config.")
-@click.option("--control-port", type=int, help="Override the config.")
-@click.option("--data-port", type=int, help="Override the config.")
+@click.option("--rpc-host", help="Where RPC listens, instead of the config's rpc.host.")
+@click.option("--rpc-port", type=int, help="Instead of the config's rpc.port.")
+@click.option("--control-port", type=int, help="Instead of the config's network.control_port.")
+@click.option("--data-port", type=int, help="Instead of the config's network.data_port.")
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
 )

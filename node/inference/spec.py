@@ -142,7 +142,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A piece of an answer. The last one, and only it, has a finish reason and the usage."""
+    """A part of an answer. The last one, and only it, has a finish reason and the usage."""
 
     text: str
     finish_reason: FinishReason | None = None

@@ -35,7 +35,7 @@ def model_summary(model: ModelInfo) -> dict[str, Any]:
 
 
 def model_in_full(model: ModelInfo) -> dict[str, Any]:
-    """A model with each of its shards under the words of DESIGN section 2."""
+    """A model with each of its shards."""
     content = model_summary(model)
     content["shards"] = [
         {

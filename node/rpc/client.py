@@ -21,7 +21,7 @@ from node.rpc.untrusted import NotJson, decode_json
 CONNECT_TIMEOUT_S = 5.0
 
 ANSWER_TIMEOUT_S = 60.0
-"""Between two pieces of an answer. A stream is kept alive by comments; a load that is waited for has no bound."""
+"""Between two chunks of an answer. A stream is kept alive by comments; a load that is waited for has no bound."""
 
 PORT_MAX = 65_535
 

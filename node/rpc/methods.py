@@ -45,10 +45,10 @@ from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
 from contracts.types import Address, ModelId, Version
 from node.rpc import answers, jsonrpc, params
 from node.rpc.caller import Caller, require_known, require_on_ledger, require_operator
-from node.rpc.port import ChatDelta, Emit, LoadState, ModelInfo, NodePort, SignedTransaction
+from node.rpc.port import ChatChunk, Emit, LoadState, ModelInfo, NodePort, SignedTransaction
 
 CHUNK_NOTIFICATION = "chatCompletionChunk"
-"""What a stream sends for each piece of text: params {content}."""
+"""What a stream sends for each chunk of text: params {content}."""
 
 LOAD_NOTIFICATION = "loadProgress"
 """What a stream sends while the model is being loaded: params as getLoadState answers."""
@@ -321,9 +321,9 @@ async def chat_completion(node: NodePort, context: Context, given: params.ChatPa
 
 
 def _emitter(notify: Notify) -> Emit:
-    async def emit(piece: ChatDelta | LoadState) -> None:
-        name = CHUNK_NOTIFICATION if isinstance(piece, ChatDelta) else LOAD_NOTIFICATION
-        await notify(name, answers.answer(piece))
+    async def emit(news: ChatChunk | LoadState) -> None:
+        name = CHUNK_NOTIFICATION if isinstance(news, ChatChunk) else LOAD_NOTIFICATION
+        await notify(name, answers.answer(news))
 
     return emit
 

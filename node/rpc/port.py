@@ -208,7 +208,7 @@ class LoadState(msgspec.Struct, frozen=True):
 
 
 class StartStep(msgspec.Struct, frozen=True):
-    """One step of the start sequence (DESIGN section 5)."""
+    """One step of the start sequence."""
 
     name: str
     state: StepState
@@ -273,13 +273,13 @@ class ShardCheck(msgspec.Struct, frozen=True):
     bad_pieces: tuple[int, ...]
 
 
-class ChatDelta(msgspec.Struct, frozen=True):
-    """The next piece of an answer's text."""
+class ChatChunk(msgspec.Struct, frozen=True):
+    """The next chunk of an answer's text."""
 
     content: str
 
 
-Emit = Callable[[ChatDelta | LoadState], Awaitable[None]]
+Emit = Callable[[ChatChunk | LoadState], Awaitable[None]]
 """Hands the asker what is ready so far; waits while the asker reads slowly, and is cancelled when it leaves."""
 
 
@@ -385,7 +385,7 @@ class NodePort(Protocol):
     ) -> Completion:
         """Answer a conversation, loading the model first when it is not. The tier was checked by the caller.
 
-        With `emit`, every piece of text goes out as it comes (and LoadState while loading); the returned Completion
+        With `emit`, every chunk of text goes out as it comes (and LoadState while loading); the returned Completion
         has the whole text either way. Cancelling stops the generation at the next token.
         """
         ...

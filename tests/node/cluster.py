@@ -23,7 +23,7 @@ from contracts.types import Address
 from ledger import keystore
 from ledger.keys import Key
 from node.cli import main
-from node.cli.machines import PASSWORD, Machine
+from node.cli.machines import PASSWORD, NodeProcess
 from tests.node.inference.tiny import save
 
 MIB = 1 << 20
@@ -92,7 +92,7 @@ def _environment(changes: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def until(ask: Callable[[], T], what: str, machines: tuple[Machine, ...] = (), timeout_s: float = DEADLINE_S) -> T:
+def until(ask: Callable[[], T], what: str, machines: tuple[NodeProcess, ...] = (), timeout_s: float = DEADLINE_S) -> T:
     """What `ask` answers, once it is true."""
     deadline = time.monotonic() + timeout_s
     while not (found := ask()):
@@ -118,7 +118,7 @@ def free_ports() -> int:
     raise AssertionError("no three free ports in a row were found")
 
 
-class Node(Machine):
+class Node(NodeProcess):
     """A node process that can also be killed."""
 
     def start(self) -> None:

@@ -17,7 +17,7 @@ from contracts.errors import Busy, NoSpace
 from contracts.types import Address, ModelId, Version
 from node.config import Config, NodeSettings
 from node.inference.spec import Message, Parameters
-from node.rpc.port import ChatDelta, LoadState
+from node.rpc.port import ChatChunk, LoadState
 from node.service import CHECK_TIMEOUT_S, STEP_NAMES, Service, Steps
 from tests.node.fakes import OPERATOR, FakeEngine, Surroundings, service, surroundings
 
@@ -148,18 +148,18 @@ async def test_a_check_that_no_authority_seals_ends_with_a_reason(
 async def test_a_question_loads_the_model_first_and_tells_how_far_it_is(node: Service) -> None:
     said: list[object] = []
 
-    async def emit(piece: ChatDelta | LoadState) -> None:
+    async def emit(piece: ChatChunk | LoadState) -> None:
         said.append(piece)
 
     done = await node.chat(ALICE, M, V1, messages=QUESTION, parameters=Parameters(), emit=emit)
     assert done.text == "hello"
     assert isinstance(said[0], LoadState)
-    assert said[-1] == ChatDelta("hello")
+    assert said[-1] == ChatChunk("hello")
 
 
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_load_that_fails_is_the_answer(node: Service, engine: FakeEngine, streamed: bool) -> None:
-    async def emit(piece: ChatDelta | LoadState) -> None:
+    async def emit(piece: ChatChunk | LoadState) -> None:
         await trio.lowlevel.checkpoint()
 
     engine.failures = [NoSpace("needs 26 GB")]

@@ -317,7 +317,7 @@ class FakeNode:
                 if self.words is not None:
                     await self.words.acquire()
                 if emit is not None:
-                    await emit(port.ChatDelta(word if index == 0 else f" {word}"))
+                    await emit(port.ChatChunk(word if index == 0 else f" {word}"))
         except trio.Cancelled:
             self.chats_cancelled += 1
             raise
