@@ -13,7 +13,7 @@ import rlp
 from eth.constants import POST_MERGE_NONCE
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
 
-from contracts.errors import BadPeer
+from contracts.errors import BadPeer, Busy
 from contracts.types import Address
 from genesis.config import GenesisConfig
 from ledger.accounts import Accounts
@@ -115,7 +115,9 @@ def check_header(
     authorities = tuple(accounts.authorities)
     proposer = check_seal(header, parent, authorities)
     if header.timestamp > now + CLOCK_DRIFT_S_MAX:
-        raise BadPeer(f"block {number}: {header.timestamp - now:.0f} s ahead of our clock, at most {CLOCK_DRIFT_S_MAX}")
+        # It may as well be our clock that is slow: no offence, and another time it may be fine.
+        ahead = f"{header.timestamp - now:.0f} s ahead of our clock, at most {CLOCK_DRIFT_S_MAX}"
+        raise Busy(f"block {number}: {ahead}: is the time of this machine right?")
     if header.timestamp < (earliest := earliest_timestamp(parent, config)):
         raise BadPeer(f"block {number}: its timestamp {header.timestamp} is before {earliest}, the earliest allowed")
     template = child_header(parent, header.timestamp, proposer, header.extra_data)

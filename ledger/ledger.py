@@ -18,6 +18,7 @@ from typing import Any
 
 import trio
 
+from contracts.calls import AddAuthority, decode_call
 from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
@@ -231,23 +232,25 @@ class Ledger:
         """A raw transaction with every check that needs no state. Raises BadInput."""
         return self._chain.decode(raw)
 
-    async def submit(self, raw: bytes) -> TransactionHash:
+    async def submit(self, raw: bytes, simulate: bool = True) -> TransactionHash:
         """Check a raw transaction, journal it and take it into the pool; on disk when this returns.
 
         A transaction that is known is answered with its hash again. One that its contract would refuse as things stand
-        is refused here, so that it costs neither a nonce nor a place in a block. Raises BadInput, NotAllowed,
-        Conflict or Busy.
+        is refused here, so that it costs neither a nonce nor a place in a block: where it enters the network, that is.
+        One that another node has acknowledged is taken without that look (`simulate` False); refused here, its account
+        could never send again through that node. Raises BadInput, NotAllowed, Conflict or Busy.
         """
         async with self._writing():
             sequence = self._pool.sequence + 1
-            transaction, is_new = await trio.to_thread.run_sync(self._accept, raw, sequence, self._next_timestamp())
+            simulated_at = self._next_timestamp() if simulate else None
+            transaction, is_new = await trio.to_thread.run_sync(self._accept, raw, sequence, simulated_at)
             if is_new:
                 self._pool.add(transaction, sequence)
                 self._pool_grew.set()
                 self._pool_grew = trio.Event()
         return transaction.hash
 
-    def _accept(self, raw: bytes, sequence: int, timestamp: int) -> tuple[Transaction, bool]:
+    def _accept(self, raw: bytes, sequence: int, simulated_at: int | None) -> tuple[Transaction, bool]:
         chain = self._chain
         transaction = chain.decode(raw)
         if transaction.hash in self._pool or chain.store.place_of(transaction.hash) is not None:
@@ -255,8 +258,9 @@ class Ledger:
         check_enrolled(transaction, chain.tip.accounts.enrolled.__contains__)
         state_nonce = chain.nonce(transaction.sender)
         self._pool.check(transaction, state_nonce)
-        if transaction.nonce == state_nonce:
-            outcome = chain.simulate(transaction, timestamp)
+        _check_sealable(transaction)
+        if simulated_at is not None and transaction.nonce == state_nonce:
+            outcome = chain.simulate(transaction, simulated_at)
             if outcome.reason is not None:
                 raise NotAllowed(f"the contract refuses this transaction: {outcome.reason}")
         chain.store.append_journal(sequence, raw)
@@ -378,3 +382,9 @@ class Ledger:
             raise NotAllowed(f"0x{key.address.hex()} is no authority of this ledger: it cannot seal blocks")
         if len(authorities) > 1:
             raise BadInput(f"this ledger has {len(authorities)} authorities: this version seals with exactly one")
+
+
+def _check_sealable(transaction: Transaction) -> None:
+    """Raise NotAllowed for the one call that would end this ledger: a second authority, whose votes nobody collects."""
+    if isinstance(decode_call(transaction.to, transaction.data), AddAuthority):
+        raise NotAllowed("this version seals with exactly one authority: a second one would stop the ledger for good")

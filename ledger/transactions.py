@@ -61,6 +61,18 @@ class Transaction:
         return bytes(self.signed.data)
 
 
+_MALFORMED = (
+    rlp.exceptions.RLPException,
+    ValidationError,
+    PyEVMError,
+    ValueError,
+    TypeError,
+    IndexError,
+    RecursionError,
+)
+"""What rlp and py-evm raise for bytes that are no transaction, among them lists nested without end."""
+
+
 def decode(raw: bytes, chain_id: int, gas_limit: int) -> Transaction:
     """Decode and check a raw transaction. Raises BadInput with the first check it fails."""
     if len(raw) > TRANSACTION_BYTES_MAX:
@@ -68,7 +80,7 @@ def decode(raw: bytes, chain_id: int, gas_limit: int) -> Transaction:
     try:
         signed = CancunTransactionBuilder.decode(raw)
         signed.validate()
-    except (rlp.exceptions.RLPException, ValidationError, PyEVMError, ValueError, TypeError, IndexError) as error:
+    except _MALFORMED as error:
         raise BadInput(f"not a signed Ethereum transaction: {error}") from error
     _check_encoding(signed, raw)
     for check in (_check_kind, _check_canonical, _check_free, _check_destination):

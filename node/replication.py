@@ -304,7 +304,7 @@ class Replication:
             if not of_model(model) or not self.store.has_manifest(model.manifest_hash):
                 continue
             try:
-                manifest = await trio.to_thread.run_sync(self.store.manifest, model.manifest_hash)
+                manifest = await self.manifest(model)
                 for index, shard in enumerate(manifest.shards):
                     if not (unproved_only and self._is_proved(shard.sha256)):
                         results += await self._scrub_shard(model, index, shard)
@@ -344,18 +344,18 @@ class Replication:
         self.wake()
 
     async def _scrub_damaged(self) -> list[str]:
-        failures = []
-        while self._damaged:
-            shard_hash = self._damaged.pop()
+        failures, noted, self._damaged = [], self._damaged, set()
+        for shard_hash in noted:
             for model in self.replay.state.registry.models.values():
                 if shard_hash not in model.shard_hashes:
                     continue
                 try:
-                    manifest = await trio.to_thread.run_sync(self.store.manifest, model.manifest_hash)
+                    manifest = await self.manifest(model)
                     index = model.shard_hashes.index(shard_hash)
                     await self._scrub_shard(model, index, manifest.shards[index])
                 except Refused as error:
                     failures.append(f"a damaged shard of {model.model_id}: {error}")
+                    self._damaged.add(shard_hash)
                 break
         return failures
 

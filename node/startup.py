@@ -69,12 +69,12 @@ class Sequence:
             await self._catch_up()
         with steps.running("join the network"):
             await self._join()
+        self.nursery.start_soon(self.replication.run_scrub, self.config.storage.scrub_interval_s)
         if self.config.node.role == "worker":
             await self._preload_core()
         else:
             await self._hold_share()
         self._replicate()
-        self.nursery.start_soon(self.replication.run_scrub, self.config.storage.scrub_interval_s)
         steps.status = "ready"
         log.info("ready for inference")
 
@@ -168,6 +168,7 @@ class Sequence:
         steps.set("fetch missing shards", "running")
         await self.replication.fetch_share()
         self._show_share()
+        self._replicate()  # announcing may have to wait for the authority, repairing must not
         await self._insist(self._announce_all)
 
     async def _verify_held(self) -> None:
@@ -242,5 +243,6 @@ class Sequence:
         with steps.running("load and pin the core model"):
             await self.service.loading.wait(model, pin=True)
         log.info("%s is loaded and pinned", model.model_id)
+        self._replicate()  # announcing may have to wait for the authority, repairing must not
         with steps.running("announce shards"):
             await replication.announce(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,7 @@ HEAVY = ("torch", "transformers", "eth", "libp2p", "trio", "httpx", "rich")
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 
-DEMANDED = {
+STANDS_ON = {
     "eth": "ledger",
     "eth_abi": "contracts",
     "eth_hash": "ledger",
@@ -126,8 +125,7 @@ def test_every_command_has_help(name: str) -> None:
 
 def test_the_list_of_commands_says_what_each_command_says() -> None:
     for name, (_, _, line) in COMMANDS.items():
-        said = commands()[f"aigen {name}"].get_short_help_str(200)
-        assert re.split(r"\W", line)[0] == re.split(r"\W", said)[0], (name, line, said)
+        assert line == commands()[f"aigen {name}"].get_short_help_str(200), name
 
 
 def test_every_command_that_prints_data_has_json() -> None:
@@ -138,10 +136,10 @@ def test_every_command_that_prints_data_has_json() -> None:
         assert "--json" in options, f"{name} has no --json"
 
 
-@pytest.mark.parametrize("package", sorted(DEMANDED))
-def test_the_demanded_packages_are_what_the_product_runs_on(package: str) -> None:
+@pytest.mark.parametrize("package", sorted(STANDS_ON))
+def test_the_product_runs_on_the_packages_it_stands_on(package: str) -> None:
     assert importlib.util.find_spec(package) is not None
-    room = DEMANDED[package]
+    room = STANDS_ON[package]
     users = [path for path in modules() if path.relative_to(ROOT).parts[0] == room and package in imports(path)]
     assert users, f"nothing in {room}/ imports {package}"
 

@@ -14,19 +14,27 @@ import click
 from contracts.errors import Refused
 
 COMMANDS = {
-    "init": ("node.cli.run", "init", "Set up a node: config, identity, operator's key."),
+    "init": ("node.cli.run", "init", "Set up a node: a commented config, the node's identity and the operator's key."),
     "start": ("node.cli.run", "start", "Run the node until SIGTERM or SIGINT."),
     "status": ("node.cli.run", "status", "What this node is doing, step by step."),
-    "chat": ("node.cli.chat", "chat", "Ask a model, here on the terminal."),
+    "chat": ("node.cli.chat", "chat", "Ask MODEL_ID one QUESTION, or talk with it line by line when there is none."),
     "model": ("node.cli.model", "model", "Import, register, list, load and retire models."),
     "tier": ("node.cli.tier", "tier", "Grant, revoke and check tiers."),
     "account": ("node.cli.account", "account", "Keys, and who may send to the ledger."),
-    "token": ("node.cli.account", "token", "A bearer token, signed offline by an account."),
+    "token": (
+        "node.cli.account",
+        "token",
+        "A bearer token, signed offline by an account.",
+    ),
     "node": ("node.cli.network", "node", "The members of the network."),
     "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
     "ledger": ("node.cli.ledger", "ledger", "The chain in a data directory, checked again from genesis."),
     "genesis": ("node.cli.genesis", "genesis", "Make and look at genesis files."),
-    "demo": ("node.cli.demo", "demo", "The main job on three nodes of this machine."),
+    "demo": (
+        "node.cli.demo",
+        "demo",
+        "The main job on three nodes of this machine: register, replicate, answer, refuse, repair, restart.",
+    ),
 }
 """Name to module, attribute and help line."""
 

@@ -24,7 +24,13 @@ def list_nodes(rpc_url: str, token: str | None, as_json: bool) -> None:
         common.show_json(members)
         return
     rows = [
-        (row["node_id"], row["role"], row["shards_announced"], common.short(row["operator"]), row["endpoints"][0])
+        (
+            row["node_id"],
+            row["role"],
+            row["shards_announced"],
+            common.short(row["operator"]),
+            next(iter(row["endpoints"]), None),
+        )
         for row in members
     ]
     common.show_table(("node", "role", "shards", "operator", "endpoint"), rows)

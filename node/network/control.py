@@ -324,7 +324,7 @@ class ControlPlane:
 
     async def _submit(self, session: Session, raw: bytes) -> str:
         try:
-            await self._ledger.submit(raw)
+            await self._ledger.submit(raw, simulate=False)
         except Refused as error:
             return shorten(str(error) or type(error).__name__)
         self._transactions_received += 1

@@ -102,14 +102,14 @@ def encode(message: Request | Answer) -> bytes:
 def decode_request(data: bytes) -> Request:
     try:
         return _requests.decode(_expand(data, REQUEST_BYTES_MAX))
-    except (msgspec.MsgspecError, zstandard.ZstdError) as error:
+    except (msgspec.MsgspecError, zstandard.ZstdError, RecursionError) as error:
         raise BadPeer(f"a request of {len(data)} bytes that is none: {error}") from None
 
 
 def decode_answer(data: bytes) -> Answer:
     try:
         return _answers.decode(_expand(data, ANSWER_BYTES_MAX))
-    except (msgspec.MsgspecError, zstandard.ZstdError) as error:
+    except (msgspec.MsgspecError, zstandard.ZstdError, RecursionError) as error:
         raise BadPeer(f"an answer of {len(data)} bytes that is none: {error}") from None
 
 

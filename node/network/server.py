@@ -11,6 +11,7 @@ import logging
 import secrets
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class DataServer:
         self._limits = limits or DataLimits()
         self._context = identity.server_context()
         self._lock = threading.Lock()  # guards everything below; threads and trio both count
-        self._handshakes = 0
+        self._handshakes: Counter[str] = Counter()
         self._connections: dict[NodeId, int] = {}
         self._bytes_served = 0
         self._pieces_served = 0
@@ -88,7 +89,7 @@ class DataServer:
         with self._lock:
             return DataServerStatistics(
                 connections=sum(self._connections.values()),
-                handshakes=self._handshakes,
+                handshakes=self._handshakes.total(),
                 bytes_served=self._bytes_served,
                 pieces_served=self._pieces_served,
                 manifests_served=self._manifests_served,
@@ -112,33 +113,46 @@ class DataServer:
 
     async def _accept(self, stream: trio.SocketStream) -> None:
         sock = detach(stream)
-        with self._lock:
-            full = self._handshakes >= self._limits.handshakes_max
-            self._handshakes += not full
-            self._connections_refused += full
-        if full:
-            sock.close()
-            return
         try:
+            address: str = sock.getpeername()[0]
             tls = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError as error:  # it is gone already
             log.debug("a connection ended before it began: %s", error)
             sock.close()
-            with self._lock:
-                self._handshakes -= 1
             return
-        await run_blocking(tls, functools.partial(self._serve, tls))
+        if not self._enter_handshake(address):
+            tls.close()
+            return
+        try:
+            await run_blocking(tls, functools.partial(self._serve, tls, address))
+        except Exception:
+            # Whatever a stranger's bytes bring about in here must not end the node: this boundary takes it and says so.
+            log.exception("a data connection from %s failed", address)
+
+    def _enter_handshake(self, address: str) -> bool:
+        """Whether there is room for one more connection that has not shown yet who it is."""
+        with self._lock:
+            full = (
+                self._handshakes.total() >= self._limits.handshakes_max
+                or self._handshakes[address] >= self._limits.handshakes_per_address_max
+            )
+            self._handshakes[address] += not full
+            self._connections_refused += full
+        return not full
+
+    def _leave_handshake(self, address: str) -> None:
+        with self._lock:
+            self._handshakes -= Counter((address,))
 
     # Everything below runs in the connection's worker thread.
 
-    def _serve(self, tls: ssl.SSLSocket) -> None:
+    def _serve(self, tls: ssl.SSLSocket, address: str) -> None:
         channel = Channel(tls)
         try:
             try:
                 node_id = self._admit(channel)
             finally:
-                with self._lock:
-                    self._handshakes -= 1
+                self._leave_handshake(address)
             try:
                 self._serve_member(channel, node_id)
             finally:

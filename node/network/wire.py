@@ -93,8 +93,10 @@ class DataLimits:
     """Bounds of the data plane; tests lower them."""
 
     connections_max: int = 64
-    handshakes_max: int = 16
+    handshakes_max: int = 64
     """Connections not yet admitted: anybody may open one."""
+    handshakes_per_address_max: int = 16
+    """Of these from one address, so that no single stranger shuts the others out."""
     connections_per_peer_max: int = 8
     connect_s: float = 10.0
     handshake_s: float = 10.0
@@ -157,7 +159,7 @@ class Channel:
             raise BadPeer(f"a frame of {size:,} bytes, over the limit of {FRAME_BYTES_MAX:,}")
         try:
             frame = _frames.decode(self._receive(size))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise BadPeer(f"a frame of {size:,} bytes that is none: {error}") from None
         if not isinstance(frame, kinds):
             raise BadPeer(f"a {type(frame).__name__} out of turn")

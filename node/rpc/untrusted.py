@@ -33,7 +33,7 @@ def decode_json(data: bytes) -> Any:
         raise NotJson(f"arrays and objects are nested more than {DEPTH_MAX} deep")
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise NotJson(str(error)) from error
 
 

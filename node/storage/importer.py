@@ -4,6 +4,8 @@ Owns the order of an import: look at everything first, refuse what is not a whol
 then cut. An import that fails leaves the store as it was; one that was done before changes nothing. Knows no ledger.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -53,7 +55,11 @@ def import_model(
     A GGUF file is never deleted: its bytes are not those of the artifact.
     """
     check_shard_size(shard_size)
-    job = _Job(store, shard_size, on_progress, move)
+    with store.importing():
+        return _import(source, _Job(store, shard_size, on_progress, move))
+
+
+def _import(source: Path, job: _Job) -> Imported:
     if source.is_dir():
         return _import_directory(source, job)
     if not source.exists():

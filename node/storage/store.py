@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from contracts.errors import BadInput, Conflict, Corrupt, NoSpace, NotFound
+from contracts.errors import BadInput, Busy, Conflict, Corrupt, NoSpace, NotFound
 from contracts.types import PIECE_SIZE, ManifestHash, ShardHash
 from node.storage.files import (
     ScratchFile,
@@ -29,6 +29,7 @@ from node.storage.files import (
     size_text,
     sweep_scratch,
     sync_directory,
+    try_lock,
     write_file,
 )
 from node.storage.hashing import BLOCK_SIZE, HASH_THREADS, ShardHasher
@@ -193,6 +194,19 @@ class ShardStore:
             sync_directory(self._shards)
         return new
 
+    @contextlib.contextmanager
+    def importing(self) -> Iterator[None]:
+        """One import at a time: one that fails takes back the shards it made, which another may count on by then."""
+        path = self.root / "import.lock"
+        with explained("locking", path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            if not try_lock(descriptor):
+                raise Busy(f"another import into {self.root} is under way; wait for it")
+            yield
+        finally:
+            os.close(descriptor)
+
     # --- manifests
 
     def manifests(self) -> list[ManifestHash]:
@@ -277,7 +291,7 @@ class ShardStore:
         if self._budget_bytes is not None and used + need > self._budget_bytes:
             raise NoSpace(
                 f"{what} needs {size_text(need)}, the disk budget of {size_text(self._budget_bytes)} has "
-                f"{size_text(max(0, self._budget_bytes - used))} left; raise the budget or remove a model"
+                f"{size_text(max(0, self._budget_bytes - used))} left; raise storage.disk_budget"
             )
 
     def _require_disk(self, what: str, need: int, promised: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.calls import ExpelAccount
-from contracts.errors import BadPeer, Conflict, Corrupt, NotAllowed
+from contracts.errors import BadPeer, Busy, Conflict, Corrupt, NotAllowed, Refused
 from ledger import block as blocks
 from ledger import chain as chains
 from ledger import seal
@@ -57,10 +57,12 @@ def contents(chain: Chain) -> dict[bytes, bytes]:
     return dict(chain.store._db.iterator())
 
 
-def refused(chain: Chain, data: bytes, match: str = ".", now: float = EPOCH + 1_000_000) -> None:
+def refused(
+    chain: Chain, data: bytes, match: str = ".", now: float = EPOCH + 1_000_000, kind: type[Refused] = BadPeer
+) -> None:
     """A peer that sent this is bad, and nothing changed."""
     before, tip = contents(chain), chain.tip
-    with pytest.raises(BadPeer, match=match):
+    with pytest.raises(kind, match=match):
         import_block(chain, data, now)
     assert contents(chain) == before
     assert chain.tip is tip
@@ -148,7 +150,6 @@ def test_resealing_alone_changes_nothing(chain: Chain, block: bytes) -> None:
         ({"gas_limit": 1}, "header field"),
         ({"gas_used": 1}, "executing it"),
         ({"timestamp": EPOCH}, "before"),
-        ({"timestamp": EPOCH + 2_000_000}, "ahead of our clock"),
         ({"timestamp": 1 << 70}, "above"),
         ({"timestamp": 1 << 2000}, "above"),
         ({"block_number": 1 << 2000}, "above"),
@@ -249,7 +250,7 @@ def test_any_altered_byte(tmp_path_factory: pytest.TempPathFactory) -> None:
 def test_clock_bound(chain: Chain) -> None:
     now = EPOCH + 100
     late = Builder(chain).make(raw_call(OPERATOR, 0, join()), timestamp=now + CLOCK_DRIFT_S_MAX + 1)
-    refused(chain, late, "ahead of our clock", now)
+    refused(chain, late, "ahead of our clock", now, Busy)  # our own clock may be the wrong one
     import_block(chain, late, now + 1)
 
 

@@ -370,19 +370,26 @@ async def test_only_the_sole_authority_seals(ledger: Ledger, tmp_path: Path) -> 
         await other.seal(AUTHORITY)
 
 
-async def test_sealer_ends_when_its_authority_is_no_longer_alone(ledger: Ledger) -> None:
-    await ledger.submit(raw_call(ADMIN, 0, AddAuthority(STRANGER.address)))
+async def test_a_second_authority_is_refused_while_nobody_could_collect_its_votes(ledger: Ledger) -> None:
+    raw = raw_call(ADMIN, 0, AddAuthority(STRANGER.address))
+    for simulate in (True, False):
+        with pytest.raises(NotAllowed, match="exactly one authority"):
+            await ledger.submit(raw, simulate)
+    assert ledger.pending() == []
 
-    async def submit_after() -> None:
-        await ledger.wait_head(0)
-        await ledger.submit(raw_call(OPERATOR, 0, join()))
 
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(submit_after)
-            with pytest.raises(BadInput, match="2 authorities"):
-                await ledger.seal(AUTHORITY)
-    assert ledger.authorities == {AUTHORITY.address, STRANGER.address}
+async def test_what_a_node_has_acknowledged_is_taken_though_it_would_fail_by_now(ledger: Ledger) -> None:
+    """Refused at the authority, it would stay in the other node's pool, and its account could never send again."""
+    await ledger.submit(raw_call(ADMIN, 0, register("one")))
+    late = raw_call(OPERATOR, 0, register("one"))
+    with pytest.raises(NotAllowed, match="sender is not an admin"):
+        await ledger.submit(late)
+    await ledger.submit(late, simulate=False)
+    async with sealing(ledger):
+        with trio.fail_after(DEADLINE_S):
+            receipt = await ledger.wait_receipt(ledger.decode(late).hash)
+    assert receipt.transaction.reason == "sender is not an admin"
+    assert ledger.account(OPERATOR.address).next_nonce == 1
 
 
 async def test_full_disk_ends_sealing_and_tells_the_node(ledger: Ledger) -> None:

@@ -1,6 +1,7 @@
 """Transactions: ours and other wallets' are taken; altered ones are refused or somebody else's."""
 
 import contextlib
+import sys
 from typing import Any
 
 import pytest
@@ -154,3 +155,19 @@ def test_enrolment() -> None:
     check_enrolled(take(RAW), {ADMIN.address}.__contains__)
     with pytest.raises(NotAllowed, match="aigen account enrol"):
         check_enrolled(take(RAW), set().__contains__)
+
+
+def test_lists_nested_without_end_are_refused() -> None:
+    nested = b"\xc0"
+    for _ in range(2000):
+        size = len(nested)
+        width = (size.bit_length() + 7) // 8
+        nested = (bytes([0xC0 + size]) if size < 56 else bytes([0xF7 + width]) + size.to_bytes(width)) + nested
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)  # a node's own, see node.startup
+    try:
+        for raw in (nested, b"\x02" + nested):
+            with pytest.raises(BadInput, match="not a signed Ethereum transaction"):
+                decode(raw, CONFIG.network.chain_id, CONFIG.network.gas_limit)
+    finally:
+        sys.setrecursionlimit(limit)

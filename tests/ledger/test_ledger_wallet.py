@@ -38,20 +38,32 @@ async def test_refusals_have_the_reason_and_cost_no_nonce(tmp_path: Path) -> Non
 async def test_call_that_fails_only_in_its_block(tmp_path: Path) -> None:
     """Two wallets register the same model in one block: the second learns why it failed."""
     with open_ledger(tmp_path / "ledger") as ledger:
-        wallet = Wallet(ADMIN, ledger)
         failures: list[str] = []
 
         async def send() -> None:
             try:
-                await wallet.send(register("one"))
+                await Wallet(ADMIN, ledger).send(register("one"))
             except NotAllowed as error:
                 failures.append(str(error))
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(send)
-            nursery.start_soon(send)
             with trio.fail_after(20):
+                nursery.start_soon(send)
+                await ledger.wait_pending(0)
+                nursery.start_soon(send)
                 await ledger.wait_pending(1)
                 async with sealing(ledger):
                     await ledger.wait_head(0)
         assert failures == ["RegisterModel was refused by the contract: model is already registered"]
+
+
+async def test_a_call_whose_sender_gave_up_is_waited_for_and_not_sent_again(tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "ledger") as ledger:
+        wallet = Wallet(OPERATOR, ledger)
+        for _ in range(3):
+            with trio.move_on_after(0.05):
+                await wallet.send(join())
+        assert len(ledger.pending()) == 1
+        async with sealing(ledger):
+            assert (await wallet.send(join())).transaction.nonce == 0
+            assert (await wallet.send(join())).transaction.nonce == 1, "the first one is final: this is another"

@@ -10,7 +10,9 @@ import io
 import json
 import os
 import random
+import re
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -50,6 +52,12 @@ class Done:
         assert self.status == 0, self
         return json.loads(self.out)
 
+    @property
+    def cells(self) -> list[list[str]]:
+        """The table it printed, its heading first."""
+        assert self.status == 0, self
+        return [re.split(r"\s{2,}", line.strip()) for line in self.out.splitlines()]
+
     def refused(self, *parts: str, status: int = 1) -> str:
         """The one line it ended with, which says each of `parts`."""
         assert self.status == status, self
@@ -60,15 +68,17 @@ class Done:
         return lines[0]
 
 
-def aigen(*words: object, password: str | None = PASSWORD) -> Done:
-    """The command as a user types it, in this process."""
+def aigen(*words: object, password: str | None = PASSWORD, typed: str | None = None, **environment: str) -> Done:
+    """The command as a user types it, in this process. `typed` is what comes on its standard input."""
     out, err = io.StringIO(), io.StringIO()
-    environment = {} if password is None else {"AIGEN_PASSWORD": password}
+    if password is not None:
+        environment["AIGEN_PASSWORD"] = password
     status: object = 0
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         _environment(environment),
+        _standard_input(typed),
     ):
         try:
             main([str(word) for word in words])
@@ -76,6 +86,17 @@ def aigen(*words: object, password: str | None = PASSWORD) -> Done:
             status = end.code or 0
     assert isinstance(status, int)
     return Done(status, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _standard_input(typed: str | None) -> Iterator[None]:
+    before = sys.stdin
+    if typed is not None:
+        sys.stdin = io.StringIO(typed)
+    try:
+        yield
+    finally:
+        sys.stdin = before
 
 
 @contextlib.contextmanager
@@ -104,16 +125,23 @@ def until(ask: Callable[[], T], what: str, machines: tuple[NodeProcess, ...] = (
     return found
 
 
+_ports_given: set[int] = set()
+
+
 def free_ports() -> int:
-    """The first of three ports in a row that nobody listens on, outside of those the kernel gives to connections."""
+    """The first of three ports in a row that nobody listens on, outside of those the kernel gives to connections.
+    None is given out twice: a node that was set up and not started yet keeps its own."""
     for _ in range(100):
         first = random.randrange(15_000, 32_000)
+        if not _ports_given.isdisjoint(range(first, first + 3)):
+            continue
         try:
             with contextlib.ExitStack() as stack:
                 for port in range(first, first + 3):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
         except OSError:
             continue
+        _ports_given.update(range(first, first + 3))
         return first
     raise AssertionError("no three free ports in a row were found")
 
@@ -157,8 +185,8 @@ class Node(NodeProcess):
         before = [lines[n - 1] if n else "" for n in starts]
         return [line for line in before if "an inbound stream of" not in line and line.strip()]
 
-    def cli(self, *words: object) -> Done:
-        return aigen(*words, "--rpc", self.url)
+    def cli(self, *words: object, typed: str | None = None) -> Done:
+        return aigen(*words, "--rpc", self.url, typed=typed)
 
     def held(self) -> set[str]:
         return {path.name for path in (self.data_dir / "store" / "shards").iterdir()}

@@ -235,10 +235,17 @@ async def test_the_periodic_scrub_survives_a_damaged_manifest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await around.replication.fetch_share()
-    flip(around.store.root / "manifests" / around.model.manifest_hash.hex(), 3)
+    manifest = around.store.root / "manifests" / around.model.manifest_hash.hex()
+    flip(manifest, 3)
     nursery.start_soon(around.replication.run_scrub, 100.0)
     await trio.sleep(150)
     await until(around, lambda: "manifest" in caplog.text)
+    flip(manifest, 3)
+    flip(around.path(1), 3)
+    assert around.held() == {0, 1, 2, 3}
+    await trio.sleep(100)
+    await until(around, lambda: around.replication.statistics().pieces_damaged == 1)
+    assert around.held() == {0, 2, 3}
     nursery.cancel_scope.cancel()
 
 

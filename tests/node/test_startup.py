@@ -13,11 +13,15 @@ from trio.testing import MockClock
 from contracts import events
 from contracts.calls import AnnounceShards, JoinNode
 from contracts.errors import Busy, NotAllowed
+from contracts.types import ShardHash
 from node.assembly import Parts
 from node.config import Config, NetworkSettings, NodeSettings, Role
 from node.replication import RETRY_S
 from node.service import STEP_NAMES
 from node.startup import CONNECT_S, Sequence
+from node.storage.manifest import ManifestShard
+from node.storage.scrub import scrub_shard
+from node.storage.store import ShardStore
 from tests.node.fakes import (
     DATA_ENDPOINT,
     OPERATOR,
@@ -137,8 +141,10 @@ async def test_a_contract_that_refuses_the_node_ends_the_start(begin: Begin, aut
     start.around.replay.add(events.NodeLeft(OURS))
     start.around.wallet.failures = [NotAllowed("the node is another operator's")]
     with pytest.raises(NotAllowed, match="another operator's"):
-        await start.sequence._join()
-    assert start.states()[1] == "waiting" or start.detail(1)
+        await start.sequence.run()
+    assert start.states() == ["done", "failed", *["waiting"] * (len(STEP_NAMES) - 2)]
+    assert start.detail(1) == "the node is another operator's"
+    assert start.service.steps.status == "starting"
 
 
 async def test_without_peers_it_goes_on(
@@ -186,13 +192,35 @@ async def test_a_step_that_fails_says_why_and_is_tried_again(begin: Begin, autoj
     await start.until(lambda: start.around.announced() == {0, 1, 2, 3})
 
 
-async def test_a_load_that_fails_is_tried_again_without_hashing_again(begin: Begin, autojump_clock: MockClock) -> None:
+async def test_a_load_that_fails_is_tried_again_without_hashing_again(
+    begin: Begin, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[ShardHash] = []
+
+    def counted(store: ShardStore, shard: ManifestShard) -> tuple[int, ...]:
+        hashed.append(shard.sha256)
+        return scrub_shard(store, shard)
+
+    async def never(interval_s: float) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("node.replication.scrub_shard", counted)
     start = begin()
-    start.around.replay.add(events.CoreModelSet("m", "1"))
+    # The clock jumps while threads hash, past the periodic scrub's interval too.
+    monkeypatch.setattr(start.around.replication, "run_scrub", never)
+    around = start.around
+    around.replay.add(events.CoreModelSet("m", "1"))
+    # Half of it lies on the disk from an earlier start, which proves nothing to this one.
+    await around.fetcher.fetch_manifest(around.model.manifest_hash, ())
+    for index in (0, 2):
+        sources = around.replication.sources(around.model, index)
+        await around.fetcher.fetch_shard(around.manifest.shards[index], sources, lambda size: None)
     start.engine.failures = [Busy("no memory")] * 3
     await start.sequence.run()
     assert start.service.steps.status == "ready"
-    assert len(start.around.fetcher.fetched) == 4
+    assert start.engine.failures == []
+    assert len(around.fetcher.fetched) == 4
+    assert hashed == [around.model.shard_hashes[index] for index in (0, 2)]
 
 
 async def test_a_core_model_designated_later_is_preloaded(begin: Begin, autojump_clock: MockClock) -> None:

@@ -1,5 +1,6 @@
 """The decoders beside transformers, token for token, and the loop around them."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,8 +99,29 @@ def test_greedy_answers_equal_transformers_generate(loaded: MappedModel, referen
     assert last.usage is not None
     assert last.usage.prompt_tokens == len(tokens)
     assert last.usage.completion_tokens == len(theirs)
-    assert last.finish_reason == ("stop" if theirs[-1] == 1 else "length")
+    assert (len(theirs), last.finish_reason) == (300, "length"), "the end token does not come up in these"
     assert "".join(chunk.text for chunk in chunks) == runnable.tokenizer.decode(theirs)
+
+
+@torch.inference_mode()
+def test_the_end_token_ends_the_answer(directory: Path, reference: torch.nn.Module, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(directory, model)
+    prompt = (Message("user", "The capital of France"),)
+    tokens = MappedModel(tiny.cut(model, tmp_path / "before", 16384)).runnable.tokenizer.prompt(prompt)
+    theirs = reference.generate(torch.tensor([tokens]), max_new_tokens=40, do_sample=False, pad_token_id=1)
+    theirs = theirs[0, len(tokens) :].tolist()
+    # As far from the beginning as this answer has a token for the first time.
+    place = max(theirs.index(token) for token in theirs)
+    assert place > 0
+    for name in ("config.json", "generation_config.json"):
+        tiny.edit_json(model / name, eos_token_id=theirs[place])
+    runnable = MappedModel(tiny.cut(model, tmp_path / "after", 16384)).runnable
+    text, last = text_of(answer(runnable, prompt, Parameters(max_tokens=40)))
+    assert last.finish_reason == "stop"
+    assert last.usage is not None
+    assert last.usage.completion_tokens == place + 1
+    assert text == runnable.tokenizer.decode(theirs[:place])
 
 
 def text_of(chunks: Iterator[Chunk | None]) -> tuple[str, Chunk]:

@@ -66,7 +66,7 @@ class FakeLedger:
             self.blocks.append(block(len(self.blocks) + 1))
         self._notify()
 
-    async def submit(self, raw: bytes) -> TransactionHash:
+    async def submit(self, raw: bytes, simulate: bool = True) -> TransactionHash:
         await trio.lowlevel.checkpoint()
         if not raw.startswith(b"tx "):
             raise BadInput("not a signed Ethereum transaction")

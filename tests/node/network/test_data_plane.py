@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -529,6 +530,30 @@ async def test_a_malformed_request_ends_the_connection_with_the_reason(world: Wo
             with pytest.raises(Busy, match=reason):
                 await with_connection(source, world.wanter.identity, FAST, use)
             nursery.cancel_scope.cancel()
+
+
+async def test_a_frame_nested_without_end_hurts_nobody(world: World) -> None:
+    body = b"\x82\xa4type\xa5Proof\xa1x" + b"\x91" * 990 + b"\xc0"
+
+    def speak(port: int) -> None:
+        with client_context().wrap_socket(socket.create_connection(("127.0.0.1", port), DEADLINE_S)) as tls:
+            tls.sendall(len(body).to_bytes(4) + body)
+            while tls.recv(4096):
+                pass
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(900)
+    try:
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                server = world.server()
+                source = world.source(await nursery.start(server.run))
+                await trio.to_thread.run_sync(speak, source.address.port)
+                await until(lambda: not server.statistics().handshakes)
+                await world.fetcher().fetch_shard(world.manifest.shards[0], [source])
+                nursery.cancel_scope.cancel()
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 async def test_connections_of_one_peer_are_bounded(world: World) -> None:

@@ -1,5 +1,7 @@
 """Messages of the control plane as bytes: what comes back, and what is refused before it costs anything."""
 
+import sys
+
 import msgspec
 import pytest
 import zstandard
@@ -62,3 +64,16 @@ def test_bytes_after_the_frame_and_a_frame_cut_short_are_refused() -> None:
     for data in (request + b"\0", request[:-1], request + request):
         with pytest.raises(BadPeer):
             decode_request(data)
+
+
+def test_what_is_nested_without_end_is_refused() -> None:
+    nested = b"\x91" * 3000 + b"\xc0"
+    request = b"\x83\xa4type\xa9GetBlocks\xa1x" + nested + b"\xa1y\xc0"
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)  # a node's own, see node.startup
+    try:
+        for decode in (decode_request, decode_answer):
+            with pytest.raises(BadPeer):
+                decode(framed(request))
+    finally:
+        sys.setrecursionlimit(limit)

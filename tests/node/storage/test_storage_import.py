@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from storage_helpers import contents_of, model_directory, noise, safetensors
 
-from contracts.errors import BadInput, NoSpace, NotFound, Refused
+from contracts.errors import BadInput, Busy, NoSpace, NotFound, Refused
 from contracts.types import PIECE_SIZE
 from node.storage.artifact import Progress, extract
 from node.storage.directory import Description, inspect_directory
@@ -308,3 +308,12 @@ def test_a_real_safetensors_file_is_read(tmp_path: Path) -> None:
         "s": ("F32", ()),
         "e": ("F32", (0, 4)),
     }
+
+
+def test_imports_into_one_store_take_turns(tmp_path: Path) -> None:
+    """One that fails takes back the shards it made; another must not count on them meanwhile."""
+    store = ShardStore(tmp_path / "store")
+    with store.importing(), pytest.raises(Busy, match="another import"):
+        import_model(tmp_path, store, PIECE_SIZE)
+    with store.importing():
+        pass
