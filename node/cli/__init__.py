@@ -24,7 +24,7 @@ COMMANDS = {
     "token": (
         "node.cli.account",
         "token",
-        "A bearer token, signed offline by an account.",
+        "A bearer token, signed offline by an account (EIP-712: chain id, account, expiry).",
     ),
     "node": ("node.cli.network", "node", "The members of the network."),
     "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),

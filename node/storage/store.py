@@ -29,6 +29,7 @@ from node.storage.files import (
     size_text,
     sweep_scratch,
     sync_directory,
+    still_named,
     try_lock,
     write_file,
 )
@@ -201,9 +202,13 @@ class ShardStore:
         with explained("locking", path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
-            if not try_lock(descriptor):
-                raise Busy(f"another import into {self.root} is under way; wait for it")
-            yield
+            if not (try_lock(descriptor) and still_named(descriptor, path)):
+                raise Busy(f"another process is importing into {self.root}; wait for it")
+            try:
+                yield
+            finally:
+                with explained("unlocking", path):
+                    path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
 

@@ -611,8 +611,9 @@ def test_a_chat_is_streamed_and_a_conversation_goes_on(cluster: Cluster) -> None
 def test_the_variables_of_the_environment_are_honoured(cluster: Cluster) -> None:
     a, b = nodes(cluster, "a", "b")
     nobody = "http://127.0.0.1:1"
-    assert aigen("status", "--json", AIGEN_RPC=b.url).json["node_id"] == b.node_id
-    assert aigen("status", "--json", "--rpc", b.url, AIGEN_RPC=nobody).json["node_id"] == b.node_id, "a flag wins"
+    assert aigen("status", "--json", AIGEN_RPC=b.url).json["node"]["node_id"] == b.node_id
+    flagged = aigen("status", "--json", "--rpc", b.url, AIGEN_RPC=nobody).json
+    assert flagged["node"]["node_id"] == b.node_id, "a flag wins"
     aigen("status", AIGEN_RPC=nobody).refused(nobody)
     check = ("tier", "check", MODEL, "--rpc", b.url, "--json")
     assert aigen(*check).json["account"] == cluster.accounts["b"], "the node's operator"

@@ -313,7 +313,7 @@ def test_a_real_safetensors_file_is_read(tmp_path: Path) -> None:
 def test_imports_into_one_store_take_turns(tmp_path: Path) -> None:
     """One that fails takes back the shards it made; another must not count on them meanwhile."""
     store = ShardStore(tmp_path / "store")
-    with store.importing(), pytest.raises(Busy, match="another import"):
+    with store.importing(), pytest.raises(Busy, match="another process is importing"):
         import_model(tmp_path, store, PIECE_SIZE)
     with store.importing():
         pass
