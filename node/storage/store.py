@@ -27,9 +27,9 @@ from node.storage.files import (
     read_file,
     scratch_directory,
     size_text,
+    still_named,
     sweep_scratch,
     sync_directory,
-    still_named,
     try_lock,
     write_file,
 )
