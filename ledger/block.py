@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
-import rlp
 from eth.constants import POST_MERGE_NONCE
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
 
@@ -17,7 +16,7 @@ from contracts.errors import BadPeer, Busy
 from contracts.types import Address
 from genesis.config import GenesisConfig
 from ledger.accounts import Accounts
-from ledger.seal import Certificate, check_certificate, check_seal
+from ledger.seal import Certificate, check_certificate, check_seal, decode_header
 from ledger.transactions import Transaction, check_enrolled
 
 BLOCK_BYTES_MAX = 4 << 20
@@ -27,12 +26,6 @@ PROPOSED_TRANSACTIONS_BYTES_MAX = 2 << 20
 BLOCK_TRANSACTIONS_MAX = 1024
 BLOCK_SENDER_TRANSACTIONS_MAX = 64
 """One account's share of a block: no account can crowd the others out of more than this."""
-
-HEADER_BYTES_MAX = 1024
-"""A sealed header takes about 700 bytes."""
-
-HEADER_NUMBER_MAX = (1 << 64) - 1
-"""RLP integers are unbounded; the store's, msgpack's and every sane peer's are not."""
 
 CLOCK_DRIFT_S_MAX = 15
 """How far ahead of our clock a block's timestamp may lie."""
@@ -47,18 +40,7 @@ class SealedBlock(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
     def header(self) -> CancunBlockHeader:
         """Raises BadPeer when the bytes are no Cancun header within the limits."""
-        if len(self.header_rlp) > HEADER_BYTES_MAX:
-            raise BadPeer(f"a block header of {len(self.header_rlp)} bytes, at most {HEADER_BYTES_MAX} are taken")
-        try:
-            header = rlp.decode(self.header_rlp, CancunBlockHeader)
-        except (rlp.exceptions.RLPException, ValueError, TypeError) as error:
-            raise BadPeer(f"not a Cancun block header: {error}") from error
-        if rlp.encode(header.copy()) != self.header_rlp:  # the copy does not remember the bytes it came from
-            raise BadPeer("not a Cancun block header: its bytes are not the canonical encoding of what they say")
-        numbers = header.block_number, header.timestamp, header.gas_limit, header.gas_used
-        if max(numbers) > HEADER_NUMBER_MAX:
-            raise BadPeer(f"not a Cancun block header: a number in it is above {HEADER_NUMBER_MAX}")
-        return header
+        return decode_header(self.header_rlp)
 
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self)

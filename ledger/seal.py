@@ -1,8 +1,9 @@
 """Who made a block and who calls it final: the proposer's seal in the header, the authorities' certificate beside it.
 
 The header's extra_data is 24 bytes of vanity, the iteration number in 8, and 65 bytes of the proposer's signature over
-the header without that signature. A certificate holds the finalising votes of two thirds of the authorities (Chan and
-Pass, "Simplex Consensus", eprint 2023/463). Knows no storage and no execution.
+the header without that signature. A certificate holds the finalising votes of two thirds of the authorities for the
+block or for a descendant of it: a final block makes its ancestors final (Chan and Pass, "Simplex Consensus", eprint
+2023/463). Knows no storage and no execution.
 """
 
 from __future__ import annotations
@@ -25,13 +26,25 @@ EXTRA_DATA_SIZE = UNSEALED_SIZE + SIGNATURE_SIZE
 AUTHORITIES_MAX = 31
 VOTE_DOMAIN = b"aigen finalising vote, version 1"
 
+HEADER_BYTES_MAX = 1024
+"""A sealed header takes about 700 bytes."""
+
+HEADER_NUMBER_MAX = (1 << 64) - 1
+"""RLP integers are unbounded; the store's, msgpack's and every sane peer's are not."""
+
 
 class Certificate(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """The finalising votes for one block: 65-byte signatures in ascending order of their signers' addresses."""
+    """The finalising votes for one block: 65-byte signatures in ascending order of their signers' addresses.
+
+    `block_hash` and `iteration` are of the block that was voted on. When it is a descendant of the certified one,
+    `descendants` has the RLP headers from the certified block's child to the one voted on; the authorities of all of
+    them are the same, because nobody votes on a child of a block that changes them before that block is final.
+    """
 
     block_hash: bytes
     iteration: int
     votes: tuple[bytes, ...]
+    descendants: tuple[bytes, ...] = ()
 
 
 def quorum(authority_count: int) -> int:
@@ -107,12 +120,33 @@ def check_seal(header: CancunBlockHeader, parent: CancunBlockHeader, authorities
     return proposer
 
 
+def decode_header(data: bytes) -> CancunBlockHeader:
+    """Raises BadPeer when the bytes are no Cancun header within the limits, or not its canonical encoding."""
+    if len(data) > HEADER_BYTES_MAX:
+        raise BadPeer(f"a block header of {len(data)} bytes, at most {HEADER_BYTES_MAX} are taken")
+    try:
+        header = rlp.decode(data, CancunBlockHeader)
+    except (rlp.exceptions.RLPException, ValueError, TypeError, RecursionError) as error:
+        raise BadPeer(f"not a Cancun block header: {error}") from error
+    if rlp.encode(header.copy()) != data:  # the copy does not remember the bytes it came from
+        raise BadPeer("not a Cancun block header: its bytes are not the canonical encoding of what they say")
+    numbers = header.block_number, header.timestamp, header.gas_limit, header.gas_used
+    if max(numbers) > HEADER_NUMBER_MAX:
+        raise BadPeer(f"not a Cancun block header: a number in it is above {HEADER_NUMBER_MAX}")
+    return header
+
+
 def check_certificate(
     certificate: Certificate, genesis_hash: bytes, header: CancunBlockHeader, authorities: Sequence[Address]
 ) -> None:
-    """Raise BadPeer, or BadInput for a signature that is none, unless a quorum of distinct authorities voted this very
-    block final."""
+    """Raise BadPeer, or BadInput for a signature that is none, unless a quorum of distinct authorities voted this block
+    or a descendant of it final."""
     number = header.block_number
+    for data in certificate.descendants:
+        child = decode_header(data)
+        if child.parent_hash != header.hash:
+            raise BadPeer(f"block {number}: its certificate's headers are not descendants of it")
+        header = child
     if certificate.block_hash != header.hash or certificate.iteration != iteration_of(header):
         raise BadPeer(f"block {number}: its certificate is for another block or iteration")
     if len(certificate.votes) > len(authorities):

@@ -4,6 +4,7 @@ from itertools import combinations
 
 import msgspec
 import pytest
+import rlp
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
 
 from contracts.errors import BadPeer, Refused
@@ -146,3 +147,24 @@ def test_certificate_of_another_block_is_refused() -> None:
 
 def test_voters_are_told() -> None:
     assert list(seal.voters(CERTIFICATE, NETWORK)) == sorted(addresses(4))
+
+
+def child(parent: CancunBlockHeader, iteration: int) -> CancunBlockHeader:
+    proposer = next(key for key in KEYS[:4] if key.address == seal.leader(addresses(4), iteration))
+    header = child_header(parent, parent.timestamp + 1, proposer.address, seal.unsealed_extra_data(iteration))
+    return seal.seal(header, proposer)
+
+
+def test_votes_for_a_descendant_certify_its_ancestors() -> None:
+    second = child(HEADER, 2)
+    third = child(second, 4)
+    votes = seal.certify(NETWORK, third, KEYS[:3])
+    chain = (rlp.encode(second), rlp.encode(third))
+    certificate = msgspec.structs.replace(votes, descendants=chain)
+    check(certificate)
+    check(msgspec.structs.replace(votes, descendants=chain[1:]), second)
+    for descendants in ((), chain[:1], chain[1:], chain[::-1], (*chain, chain[1]), (b"", *chain)):
+        with pytest.raises(BadPeer):
+            check(msgspec.structs.replace(votes, descendants=descendants))
+    with pytest.raises(BadPeer, match="not descendants"):
+        check(certificate, OTHER)
