@@ -10,39 +10,26 @@ A node whose key is no authority's runs it too and stays silent until the key be
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import msgspec
 import rlp
 import trio
 
-from contracts.errors import BadInput, BadPeer, Busy
-from contracts.types import Address
+from contracts.errors import BadInput, BadPeer
 from ledger import seal
 from ledger.chain import Tip
-from ledger.exchange import Envelope, Message, Proposed, Status, decode, decode_proposed, encode, lacking, status_of
-from ledger.execution import Executed
+from ledger.exchange import Envelope, Message, Proposed, Status, decode, encode, lacking, status_of
 from ledger.keys import Key
 from ledger.ledger import Ledger
+from ledger.peers import Outbox, Peer
 from ledger.simplex import Proposal, Root, Simplex
+from ledger.undecided import Undecided
 from ledger.votes import NO_BLOCK, Evidence, Kind, Votes, liar
 
 log = logging.getLogger(__name__)
 
-LOOKAHEAD = 2
-"""Iterations ahead of ours whose proposals are kept: a leader may get there a moment before us."""
-
-REFUSED_MAX = 2
-"""Bad proposals of one iteration that are executed; an honest leader makes none."""
-
-INBOX_MAX = 512
-"""Messages of one peer that wait to be looked at; what comes on top is dropped, and asked for again by statuses."""
-
-OUTBOX_MAX = 512
-OUTBOX_BYTES_MAX = 32 << 20
 CLOCK_LOOK_S = 1.0
 """How often the wall clock is looked at again while a block waits for its second: the clock may be set."""
 
@@ -75,65 +62,6 @@ class ConsensusStatistics:
     messages_dropped: int
 
 
-class Outbox:
-    """What one peer is yet to be sent."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[bytes] = deque()
-        self._size_bytes = 0
-        self._filled = trio.Event()
-        self.dropped = 0
-
-    def put(self, data: bytes) -> None:
-        """Queue a message; when too many wait it is dropped, and statuses make it good."""
-        if len(self._waiting) >= OUTBOX_MAX or self._size_bytes + len(data) > OUTBOX_BYTES_MAX:
-            self.dropped += 1
-            return
-        self._waiting.append(data)
-        self._size_bytes += len(data)
-        self._filled.set()
-
-    async def take(self, bytes_max: int, count_max: int) -> list[bytes]:
-        """The next messages, once there are any: as many as fit, at least one."""
-        while not self._waiting:
-            self._filled = trio.Event()
-            await self._filled.wait()
-        taken: list[bytes] = []
-        size_bytes = 0
-        while self._waiting and len(taken) < count_max:
-            size_bytes += len(self._waiting[0])
-            if taken and size_bytes > bytes_max:
-                break
-            taken.append(self._waiting.popleft())
-            self._size_bytes -= len(taken[-1])
-        return taken
-
-
-@dataclass
-class _Peer:
-    """A connected node that may be an authority's."""
-
-    outbox: Outbox = field(default_factory=Outbox)
-    inbox: deque[Envelope] = field(default_factory=deque)
-    takes_part: bool = False
-    """It has sent a message of consensus: only authorities do."""
-    told_at: float = float("-inf")
-    heard_at: float = float("-inf")
-
-
-@dataclass(frozen=True)
-class _Unchecked:
-    """A proposal of the right leader that was not executed yet."""
-
-    peer: str
-    header: Any
-    message: Proposed
-
-    @property
-    def hash(self) -> bytes:
-        return bytes(self.header.hash)
-
-
 class Consensus:
     """Build it, start `run`, attach peers."""
 
@@ -149,23 +77,18 @@ class Consensus:
         self._key = key
         self._pace = pace or Pace()
         self.on_offence = on_offence
-        self._peers: dict[str, _Peer] = {}
+        self._peers: dict[str, Peer] = {}
         self._stirred = trio.Event()
-        self._unchecked: dict[int, dict[bytes, _Unchecked]] = {}
-        self._refused: dict[int, set[bytes]] = {}
-        self._tips: dict[bytes, Tip] = {}
-        """The undecided blocks by hash, executed."""
         self._timeout_s = self._pace.timeout_s_min
         self._iterations_timed_out = 0
         self._messages_received = 0
-        self._messages_dropped = 0
         self._begin_epoch()
 
     # Peers
 
     def attach(self, peer: str) -> Outbox:
         """A peer is connected: what it is to be sent comes out of the outbox."""
-        found = self._peers[peer] = _Peer()
+        found = self._peers[peer] = Peer()
         if self._simplex.is_voting:
             self._tell_status(found)
         return found.outbox
@@ -181,10 +104,7 @@ class Consensus:
         if found is None or not self._simplex.is_voting:
             return
         self._messages_received += 1
-        if len(found.inbox) >= INBOX_MAX:
-            self._messages_dropped += 1
-            return
-        found.inbox.append(envelope)
+        found.put(envelope)
         self.stir()
 
     def stir(self) -> None:
@@ -196,13 +116,13 @@ class Consensus:
             is_voting=self._simplex.is_voting,
             iteration=self._simplex.iteration,
             iterations_timed_out=self._iterations_timed_out,
-            undecided_blocks=len(self._tips),
+            undecided_blocks=len(self._undecided),
             timeout_s=self._timeout_s,
             messages_received=self._messages_received,
-            messages_dropped=self._messages_dropped + sum(peer.outbox.dropped for peer in self._peers.values()),
+            messages_dropped=sum(peer.dropped + peer.outbox.dropped for peer in self._peers.values()),
         )
 
-    def _send(self, peer: _Peer, message: Message) -> None:
+    def _send(self, peer: Peer, message: Message) -> None:
         peer.outbox.put(encode(self._simplex.root.epoch, message))
 
     def _broadcast(self, message: Message) -> None:
@@ -211,7 +131,7 @@ class Consensus:
             if peer.takes_part:
                 peer.outbox.put(data)
 
-    def _tell_status(self, peer: _Peer) -> None:
+    def _tell_status(self, peer: Peer) -> None:
         now = trio.current_time()
         if now >= peer.told_at + self._pace.status_s:
             peer.told_at = now
@@ -247,9 +167,8 @@ class Consensus:
         if not self._simplex.is_voting:
             return
         await self._read_inboxes()
-        await self._restore_journalled()
-        while await self._execute_next():
-            pass
+        while await self._undecided.execute_next():
+            self._follow_head()
         proposed = await self._propose()
         is_late = self._mind_timers() and trio.current_time() >= self._deadline
         await self._decide(proposed, is_late)
@@ -270,7 +189,7 @@ class Consensus:
         return (
             self._ledger.has_waiting(self._ledger.tip)
             or any(p.iteration == simplex.iteration or simplex.is_notarised(p) for p in simplex.proposals())
-            or any(iteration >= simplex.iteration for iteration in self._unchecked)
+            or self._undecided.newest_unchecked() >= simplex.iteration
             or any(True for _ in simplex.lacks())
             or simplex.round(simplex.iteration).count(Kind.DUMMY, NO_BLOCK) > 0
         )
@@ -300,9 +219,7 @@ class Consensus:
 
     def _begin_epoch(self) -> None:
         self._simplex = Simplex(self._root(), self._key, self._ledger.ballots)
-        self._tips = {}
-        self._unchecked = {}
-        self._refused = {}
+        self._undecided = Undecided(self._ledger, self._simplex, self._blame)
         self._deadline = self._resend_at = self._entered_at = float("inf")
         self._resend_s = self._pace.resend_s_min
         for peer in self._peers.values():
@@ -319,33 +236,24 @@ class Consensus:
             self._begin_epoch()
         else:
             self._simplex.advance(root)
-            self._forget_decided(root)
+            self._undecided.advance()
             self._deadline = float("inf")
         self._timeout_s = max(self._pace.timeout_s_min, self._timeout_s / 2)
-        self._ledger.set_undecided(self._tips.values())
-
-    def _forget_decided(self, root: Root) -> None:
-        tips = {}
-        for proposal in self._simplex.proposals():
-            tip = self._tips[proposal.hash]
-            hashes = [executed.header.hash for executed in tip.unwritten]
-            begin = hashes.index(root.hash) + 1 if root.hash in hashes else 0
-            tips[proposal.hash] = replace(tip, unwritten=tip.unwritten[begin:])
-        self._tips = tips
-        self._unchecked = {n: found for n, found in self._unchecked.items() if n > root.iteration}
-        self._refused = {n: found for n, found in self._refused.items() if n > root.iteration}
 
     # What comes in
 
     async def _read_inboxes(self) -> None:
         """One message of each peer in turn, so that none crowds out the rest."""
-        while any(peer.inbox for peer in self._peers.values()):
+        is_empty = False
+        while not is_empty:
+            is_empty = True
             for name, peer in list(self._peers.items()):
-                if peer.inbox:
-                    await self._read(name, peer, peer.inbox.popleft())
+                if (envelope := peer.next()) is not None:
+                    is_empty = False
+                    await self._read(name, peer, envelope)
             await trio.lowlevel.checkpoint()
 
-    async def _read(self, name: str, peer: _Peer, envelope: Envelope) -> None:
+    async def _read(self, name: str, peer: Peer, envelope: Envelope) -> None:
         is_first, peer.takes_part = not peer.takes_part, True
         if envelope.epoch != self._simplex.root.epoch:
             return  # one of us is behind, and learns from its peers what is final
@@ -357,47 +265,22 @@ class Consensus:
                 case Votes() as votes:
                     self._simplex.add_votes(votes)
                 case Proposed() as message:
-                    await self._read_proposal(name, message)
+                    await self._keep_evidence(self._undecided.read(name, message))
                 case Status() as status:
                     self._answer_status(peer, status)
         except (BadPeer, BadInput) as error:
-            self.on_offence(name, str(error))
+            self._blame(name, str(error))
 
-    async def _read_proposal(self, name: str, message: Proposed) -> None:
-        """Keep a proposal of the right leader until it can be executed."""
-        header = seal.decode_header(message.header_rlp)
-        root, iteration, block_hash = self._simplex.root, seal.iteration_of(header), bytes(header.hash)
-        if not root.iteration < iteration <= self._simplex.iteration + LOOKAHEAD:
-            return
-        known = self._unchecked.get(iteration, {})
-        refused = self._refused.get(iteration, set())
-        if block_hash in known or block_hash in self._tips or block_hash in refused:
-            return
-        if len(refused) >= REFUSED_MAX and not self._simplex.is_decided(iteration, block_hash):
-            return
-        seal.check_proposer(header, root.epoch, root.authorities)
-        first = self._first_header(iteration)
-        if first is not None:
-            await self._keep_evidence(Evidence(root.epoch, first, message.header_rlp))
-            if not self._simplex.is_decided(iteration, block_hash):
-                return
-        self._unchecked.setdefault(iteration, {})[block_hash] = _Unchecked(name, header, message)
+    def _blame(self, peer: str, reason: str) -> None:
+        self.on_offence(peer, reason)
 
-    def _first_header(self, iteration: int) -> bytes | None:
-        """Of another proposal of this iteration, RLP."""
-        for proposal in self._simplex.round(iteration).proposals.values():
-            return decode_proposed(proposal.encoded).header_rlp
-        for unchecked in self._unchecked.get(iteration, {}).values():
-            return unchecked.message.header_rlp
-        return None
-
-    async def _keep_evidence(self, evidence: Evidence) -> None:
-        culprit: Address = liar(evidence)
-        if culprit not in self._ledger.evidence:
+    async def _keep_evidence(self, evidence: Evidence | None) -> None:
+        """Keep the first proof that an authority lied."""
+        if evidence is not None and (culprit := liar(evidence)) not in self._ledger.evidence:
             log.error("authority 0x%s contradicts itself: evidence 0x%s", culprit.hex(), evidence.hash.hex())
             await self._ledger.keep_evidence(culprit, evidence)
 
-    def _answer_status(self, peer: _Peer, status: Status) -> None:
+    def _answer_status(self, peer: Peer, status: Status) -> None:
         now = trio.current_time()
         if now < peer.heard_at + self._pace.status_s:
             return
@@ -413,75 +296,11 @@ class Consensus:
         if has_more or any(True for _ in self._simplex.lacks()):
             self._tell_status(peer)
 
-    # Executing
-
-    async def _restore_journalled(self) -> None:
-        """After a restart: the blocks we voted for, which nobody else may have kept."""
-        for iteration, ballot in self._simplex.ballots.items():
-            if ballot.proposal and ballot.notarised not in self._tips:
-                message = decode_proposed(ballot.proposal)
-                header = seal.decode_header(message.header_rlp)
-                self._unchecked.setdefault(iteration, {})[ballot.notarised] = _Unchecked("", header, message)
-
-    async def _execute_next(self) -> bool:
-        """Execute a proposal whose parent is known and that is of use; whether there was one."""
-        for iteration in sorted(self._unchecked):
-            for unchecked in list(self._unchecked[iteration].values()):
-                parent = self._tip_of(bytes(unchecked.header.parent_hash))
-                if parent is None or not self._simplex.wants(iteration, unchecked.hash):
-                    continue
-                if await self._execute(iteration, unchecked, parent):
-                    return True
-        return False
-
-    def _tip_of(self, block_hash: bytes) -> Tip | None:
-        return self._ledger.tip if block_hash == self._simplex.root.hash else self._tips.get(block_hash)
-
-    async def _execute(self, iteration: int, unchecked: _Unchecked, parent: Tip) -> bool:
-        """Whether the proposal is done with: taken in or refused."""
-        root = self._simplex.root
-        try:
-            if unchecked.message.transactions and parent.epoch != root.epoch:
-                raise BadPeer(f"iteration {iteration}: a block on one that changes the authorities has to be empty")
-            executed = await self._ledger.execute(unchecked.header, unchecked.message.transactions, parent)
-        except Busy as error:
-            log.warning("a proposal waits: %s", error)
-            return False
-        except BadPeer as error:
-            self._drop_unchecked(iteration, unchecked.hash)
-            self._refused.setdefault(iteration, set()).add(unchecked.hash)
-            log.warning("iteration %d: refused 0x%s: %s", iteration, unchecked.hash.hex(), error)
-            if unchecked.peer:
-                self.on_offence(unchecked.peer, str(error))
-            return True
-        self._drop_unchecked(iteration, unchecked.hash)
-        self._take_in(executed, parent, unchecked.message)
-        return True
-
-    def _drop_unchecked(self, iteration: int, block_hash: bytes) -> None:
-        found = self._unchecked.get(iteration, {})
-        found.pop(block_hash, None)
-        if not found:
-            self._unchecked.pop(iteration, None)
-
-    def _take_in(self, executed: Executed, parent: Tip, message: Proposed) -> None:
-        """Hand an executed block to the votes, unless the head moved past it meanwhile."""
-        self._follow_head()
-        header = executed.header
-        proposal = Proposal(
-            bytes(header.hash), bytes(header.parent_hash), seal.iteration_of(header), msgspec.msgpack.encode(message)
-        )
-        current = self._tip_of(parent.hash)
-        if current is not None and self._simplex.wants(proposal.iteration, proposal.hash):
-            self._simplex.add_proposal(proposal)
-            self._tips[proposal.hash] = current.after(executed)
-            self._ledger.set_undecided(self._tips.values())
-
     # Proposing
 
     def _parent_tip(self) -> Tip | None:
         parent = self._simplex.parent()
-        return None if parent is None else self._tip_of(parent.hash)
+        return None if parent is None else self._undecided.tip_of(parent.hash)
 
     def _seconds_to_propose(self) -> float:
         """How long until we may propose as things stand; infinite when it is not our turn or there is no need."""
@@ -515,8 +334,8 @@ class Consensus:
         if executed is None:
             return None
         message = Proposed(rlp.encode(executed.header), tuple(t.raw for t in executed.transactions))
-        self._take_in(executed, parent, message)
-        return message
+        self._follow_head()
+        return message if self._undecided.take_in(executed, message) else None
 
     # Deciding
 
@@ -532,9 +351,8 @@ class Consensus:
             self._broadcast(proposed)  # never one that the journal does not hold: a restart would make another
         for votes in outcome.votes:
             self._broadcast(votes)
-        for evidence in simplex.evidence:
+        for evidence in simplex.evidence.values():
             await self._keep_evidence(evidence)
-        simplex.evidence.clear()
         if is_late:
             self._iterations_timed_out += before in outcome.ballots and outcome.ballots[before].timed_out
             self._deadline = trio.current_time() + self._timeout_s
@@ -553,7 +371,7 @@ class Consensus:
         simplex = self._simplex
         epoch = simplex.root.epoch
         votes = simplex.votes_for(final.iteration, Kind.FINALISE, final.hash).signatures[: simplex.quorum]
-        tips = [self._tips[proposal.hash] for proposal in simplex.path(final)]
+        tips = self._undecided.path(final)
         headers = [rlp.encode(tip.header) for tip in tips]
         for place, tip in enumerate(tips):
             certificate = seal.Certificate(epoch, final.hash, final.iteration, votes, tuple(headers[place + 1 :]))
@@ -566,7 +384,6 @@ class Consensus:
         """When an iteration does not end, say what we have, so that the others send the rest."""
         if trio.current_time() >= self._resend_at:
             for peer in self._peers.values():
-                if peer.takes_part:
-                    self._tell_status(peer)
+                self._tell_status(peer)  # also one that never answered: it may have missed our first
             self._resend_s = min(self._pace.resend_s_max, self._resend_s * 2)
             self._resend_at = trio.current_time() + self._resend_s

@@ -97,8 +97,8 @@ def status_of(simplex: Simplex) -> Status:
     for iteration in sorted(simplex.rounds)[:STATUS_ROUNDS_MAX]:
         round_ = simplex.rounds[iteration]
         statements = tuple(
-            Statement(kind, block_hash, sum(1 << authorities.index(voter) for voter in signatures))
-            for (kind, block_hash), signatures in round_.votes.items()
+            Statement(*statement, sum(1 << authorities.index(voter) for voter in round_.votes[statement]))
+            for statement in simplex.telling(iteration)
         )[:ROUND_STATEMENTS_MAX]
         rounds.append(RoundStatus(iteration, tuple(round_.proposals)[:ROUND_STATEMENTS_MAX], statements))
     return Status(simplex.root.iteration, simplex.iteration, tuple(rounds))
@@ -128,11 +128,11 @@ def _lacking_of_round(simplex: Simplex, iteration: int, known: RoundStatus | Non
     authorities = sorted(simplex.root.authorities)
     round_ = simplex.rounds[iteration]
     has = {(s.kind, s.block_hash): s.voters for s in known.statements} if known else {}
-    for (kind, block_hash), signatures in round_.votes.items():
-        mask = has.get((kind, block_hash), 0)
+    for statement in simplex.telling(iteration):
+        mask = has.get(statement, 0)
         without = [voter for place, voter in enumerate(authorities) if mask >> place & 1]
-        if signatures.keys() - set(without):
-            yield simplex.votes_for(iteration, kind, block_hash, without)
+        if round_.votes[statement].keys() - set(without):
+            yield simplex.votes_for(iteration, *statement, without)
     for proposal in round_.proposals.values():
         if known is None or proposal.hash not in known.proposals:
             yield decode_proposed(proposal.encoded)

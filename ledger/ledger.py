@@ -23,12 +23,13 @@ from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
 from ledger import seal
+from ledger.answers import Account, Head, LedgerStatistics, Receipt
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
-from ledger.record import BlockRecord, TransactionRecord
+from ledger.record import BlockRecord
 from ledger.simplex import Ballot
 from ledger.store import Store
 from ledger.transactions import Transaction, check_enrolled
@@ -39,48 +40,6 @@ in_thread = trio.to_thread.run_sync
 
 Clock = Callable[[], float]
 """Seconds since the epoch. Read on trio's thread only."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The newest final block."""
-
-    number: int
-    hash: bytes
-    timestamp: int
-    state_root: bytes
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Where a transaction stands in the chain and how it ended."""
-
-    transaction: TransactionRecord
-    index: int
-    block_number: int
-    block_hash: bytes
-    timestamp: int
-
-
-@dataclass(frozen=True)
-class Account:
-    """An account as of the head; `next_nonce` counts its transactions that wait in the pool."""
-
-    address: Address
-    next_nonce: int
-    enrolled: bool
-    admin: bool
-    authority: bool
-
-
-@dataclass(frozen=True)
-class LedgerStatistics:
-    head_number: int
-    pool_transactions: int
-    blocks_decided: int
-    """Final blocks that this node saw the votes for."""
-    blocks_imported: int
-    """Final blocks that came from a peer with their certificate."""
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from ledger.keys import Key, recover
 from ledger.votes import NO_BLOCK, Evidence, Kind, Votes, contradict, digest, sign
 
 WINDOW = 64
-"""Iterations ahead of ours whose votes are kept; who is further behind learns what is final from its peers."""
+"""Iterations ahead of ours of which quorums are taken; who is further behind takes more steps."""
+
+LOOKAHEAD = 2
+"""Iterations ahead of ours of which single votes and proposals are taken: others get there a moment before us."""
 
 STATEMENTS_PER_VOTER_MAX = 4
 """What is kept of one authority in one iteration beyond quorums: an honest one says three things at most."""
-
-EVIDENCE_MAX = 16
-"""Contradictions kept until the caller takes them; one is enough to remove an authority."""
 
 
 class Ballot(msgspec.Struct, frozen=True, array_like=True):
@@ -117,7 +117,8 @@ class Simplex:
         self.iteration = root.iteration + 1
         self.rounds: dict[int, Round] = {}
         self.ballots: dict[int, Ballot] = {}
-        self.evidence: list[Evidence] = []
+        self.evidence: dict[Address, Evidence] = {}
+        """The first contradiction of each voter."""
         if self._key is not None:
             self.ballots |= {iteration: ballot for iteration, ballot in ballots.items() if iteration > root.iteration}
             for iteration, ballot in self.ballots.items():
@@ -198,6 +199,14 @@ class Simplex:
             found.append(parent)
         return found[::-1]
 
+    def telling(self, iteration: int) -> Iterator[tuple[Kind, bytes]]:
+        """What was said of an iteration that may be news to others: of one that is over only what decides."""
+        round_ = self.round(iteration)
+        for kind, block_hash in round_.votes:
+            statement = Kind.NOTARISE if kind is Kind.FINALISE else kind
+            if iteration >= self.iteration or round_.count(statement, block_hash) >= self.quorum:
+                yield kind, block_hash
+
     def votes_for(self, iteration: int, kind: Kind, block_hash: bytes, without: Container[Address] = ()) -> Votes:
         """The known votes that say this, in ascending order of who says it."""
         signatures = self.round(iteration).votes[kind, block_hash]
@@ -214,6 +223,8 @@ class Simplex:
         if votes.kind is Kind.DUMMY and votes.block_hash != NO_BLOCK:
             raise BadPeer(f"a vote for the dummy of iteration {votes.iteration} names a block")
         known = self.round(votes.iteration).votes.get((votes.kind, votes.block_hash), {}).values()
+        if votes.iteration > self.iteration + LOOKAHEAD and len({*known, *votes.signatures}) < self.quorum:
+            return False
         said = digest(self.root.epoch, votes.kind, votes.iteration, votes.block_hash)
         new = {recover(said, signature): signature for signature in set(votes.signatures) - set(known)}
         if strangers := new.keys() - set(self.root.authorities):
@@ -236,10 +247,10 @@ class Simplex:
         if (kind, block_hash) in said:
             return False
         for other_kind, other_hash in said:
-            if contradict((kind, block_hash), (other_kind, other_hash)) and len(self.evidence) < EVIDENCE_MAX:
+            if voter not in self.evidence and contradict((kind, block_hash), (other_kind, other_hash)):
                 other = Votes(other_kind, iteration, other_hash, (round_.votes[other_kind, other_hash][voter],))
                 this = Votes(kind, iteration, block_hash, (signature,))
-                self.evidence.append(Evidence(self.root.epoch, other, this))
+                self.evidence[voter] = Evidence(self.root.epoch, other, this)
         if len(said) >= STATEMENTS_PER_VOTER_MAX and not decides:
             return False
         round_.votes.setdefault((kind, block_hash), {})[voter] = signature
