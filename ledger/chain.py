@@ -27,6 +27,7 @@ from ledger.block import SealedBlock
 from ledger.execution import Executed, Execution
 from ledger.keys import Key
 from ledger.record import BlockRecord, TransactionRecord
+from ledger.snapshot import Snapshot
 from ledger.store import Store
 from ledger.transactions import Transaction, decode
 
@@ -56,8 +57,13 @@ class Tip:
 class Chain:
     """`tip` is set by whoever writes, after the write; see ledger.ledger for when."""
 
-    def __init__(self, store: Store, config: GenesisConfig, genesis: GenesisBlock) -> None:
-        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict if it grew from another."""
+    def __init__(
+        self, store: Store, config: GenesisConfig, genesis: GenesisBlock, snapshot: Snapshot | None = None
+    ) -> None:
+        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict if it grew from another.
+
+        The accounts are folded from `snapshot` on, one of this very chain, or else from genesis.
+        """
         self.store = store
         self.config = config
         self.chain_id = config.network.chain_id
@@ -69,20 +75,21 @@ class Chain:
                 f"the ledger in {store.path} grew from genesis 0x{store.record(0).hash.hex()}, "
                 f"the configured one is 0x{genesis.hash.hex()}: use its genesis file, or another --data-dir"
             )
-        self.tip = self._load_tip()
+        self.tip = self._load_tip(snapshot)
 
     def _write_genesis(self, genesis: GenesisBlock) -> None:
         block = SealedBlock(rlp.encode(genesis.header), (), seal.Certificate(genesis.hash, 0, ()))
         self.store.commit(block, genesis_record(genesis), (), genesis.state_nodes, ())
 
-    def _load_tip(self) -> Tip:
+    def _load_tip(self, snapshot: Snapshot | None) -> Tip:
         head = self.store.head()
         assert head is not None
-        events = (event for record in self.store.records(0, head[0] + 1) for event in record.events())
+        accounts, start = (Accounts(), 0) if snapshot is None else (snapshot.accounts, snapshot.number + 1)
+        events = (event for record in self.store.records(start, head[0] + 1) for event in record.events())
         header = self.store.sealed(head[0]).header()
         if (header.block_number, header.hash) != head:
             raise self.store.corrupt(f"the newest block is not 0x{head[1].hex()}, which the head names")
-        return Tip(header, accounts_fold.fold(Accounts(), events))
+        return Tip(header, accounts_fold.fold(accounts, events))
 
     def _ancestors(self) -> Iterator[bytes]:
         for number in range(self.tip.number, max(-1, self.tip.number - ANCESTORS_MAX), -1):

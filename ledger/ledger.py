@@ -23,13 +23,14 @@ from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
-from ledger import seal
+from ledger import seal, snapshot
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
 from ledger.record import BlockRecord, TransactionRecord
+from ledger.snapshot import Snapshot
 from ledger.store import Store
 from ledger.transactions import Transaction, check_enrolled
 
@@ -91,8 +92,10 @@ class _Final:
 class Ledger:
     """Use `Ledger.open(...)`; close when done."""
 
-    def __init__(self, chain: Chain, clock: Clock) -> None:
+    def __init__(self, chain: Chain, clock: Clock, opened_from: Snapshot | None = None) -> None:
         self._chain = chain
+        self.opened_from = opened_from
+        """The snapshot it did not have to fold the blocks of again; None after a fold from genesis."""
         self._clock = clock
         self._writer = trio.Lock()
         self._moved = trio.Event()
@@ -108,7 +111,9 @@ class Ledger:
         """Open or create the ledger in the folder `path`. Raises Conflict or Corrupt; see ledger.store."""
         store = Store(path)
         try:
-            return Ledger(Chain(store, config, build(config)), clock)
+            genesis = build(config)
+            found = snapshot.load(store, genesis.hash)
+            return Ledger(Chain(store, config, genesis, found), clock, found)
         except BaseException:
             store.close()
             raise
@@ -165,6 +170,11 @@ class Ledger:
     def records(self, start: int) -> Iterator[BlockRecord]:
         """Records of the final blocks from number `start` to the head, in order."""
         return self._chain.store.records(start, self._chain.tip.number + 1)
+
+    def keep_snapshot(self, of: Snapshot) -> None:
+        """Put a snapshot of this chain on disk, for the next start. May be called from a thread, beside a write: it is
+        in no one's way. Raises Refused; see ledger.snapshot."""
+        snapshot.write(self._chain.store.path, of)
 
     def record(self, number: int) -> BlockRecord:
         """Raises NotFound above the head."""
