@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -94,6 +95,8 @@ def write(ledger: Path, snapshot: Snapshot) -> None:
         draft.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        with suppress(OSError):  # what is left of the draft only takes room; the next one replaces it
+            draft.unlink()
         raise Refused(
             f"the snapshot {path} cannot be written ({error.strerror}): the node goes on without it, and starts more "
             "slowly; look at the disk"
