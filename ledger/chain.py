@@ -85,6 +85,7 @@ class Chain:
         head = self.store.head()
         assert head is not None
         accounts, start = (Accounts(), 0) if snapshot is None else (snapshot.accounts, snapshot.number + 1)
+        self.store.check_records(start)
         events = (event for record in self.store.records(start, head[0] + 1) for event in record.events())
         header = self.store.sealed(head[0]).header()
         if (header.block_number, header.hash) != head:

@@ -31,8 +31,11 @@ FORMAT = b"aigen ledger 1"
 _NUMBER = struct.Struct(">Q")
 _PLACE = struct.Struct(">QI")
 HASH_SIZE = 32
-WAY_OUT = "keep a copy of that folder, move it away and start again; the node fetches the chain from its peers"
+WAY_OUT = "run `aigen ledger resync`, which moves that folder aside, and start again; the chain comes from the peers"
 """What to do about a ledger that is damaged."""
+
+_SHORT_OR_GONE = ("No such file", "Invalid argument", "Not a directory", "Is a directory")
+"""How LevelDB reports a file that is missing or shorter than it was, or a CURRENT that names something else."""
 
 _SEQUENCE_END = (1 << 64) - 1
 
@@ -44,6 +47,7 @@ class Store:
         """Open or create. Raises Conflict when another process has it, Corrupt when it is not ours or damaged."""
         self.path = path
         self._failure: Refused | None = None
+        has_tables = any(path.glob("*.ldb"))
         if _lost_its_index(path):
             raise self.corrupt("it has data but no file CURRENT")
         with self._reported():
@@ -51,7 +55,7 @@ class Store:
             self._db = plyvel.DB(str(path), create_if_missing=True, paranoid_checks=True)
         try:
             found = self._get(b"F")
-            if found is None and self.head() is None:
+            if found is None and self.head() is None and not has_tables:
                 self._write({b"F": FORMAT})
             elif found != FORMAT:
                 raise self.corrupt(f"its format is {found!r}, not {FORMAT!r}")
@@ -61,7 +65,10 @@ class Store:
 
     def corrupt(self, what: object) -> Corrupt:
         """What to raise when the bytes here are not those that were written."""
-        return Corrupt(f"the ledger in {self.path} is damaged or not of this version ({what}): {WAY_OUT}")
+        text, files = str(what), self._newest_files()
+        if not any(name in text for name in files):  # LevelDB often does not say which of its files it means
+            text = f"{text}, in a file such as {', '.join(files)}" if files else text
+        return Corrupt(f"the ledger in {self.path} is damaged or not of this version ({text}): {WAY_OUT}")
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -77,7 +84,7 @@ class Store:
             what = error.args[0].decode(errors="replace")
         if what.startswith("IO error: lock "):
             return Conflict(f"the ledger in {self.path} is in use by another process: stop that node first")
-        if isinstance(error, plyvel.CorruptionError) or "No such file" in what:
+        if isinstance(error, plyvel.CorruptionError) or any(reason in what for reason in _SHORT_OR_GONE):
             return self.corrupt(what)
         if any(reason in what for reason in ("No space left", "quota exceeded", "File too large")):
             return NoSpace(
@@ -88,6 +95,11 @@ class Store:
                 f"the ledger in {self.path} is closed to this user ({what}): give it the right to write there"
             )
         return Refused(f"the ledger in {self.path} failed ({what}): remove the cause, then start the node again")
+
+    def _newest_files(self) -> list[str]:
+        """CURRENT, and the newest of each kind of file that it leads to."""
+        kinds = (sorted(self.path.glob(pattern)) for pattern in ("CURRENT", "MANIFEST-*", "*.log", "*.ldb"))
+        return [files[-1].name for files in kinds if files]
 
     @property
     def failure(self) -> Refused | None:
@@ -162,6 +174,21 @@ class Store:
                 break
             yield self._decode_record(number, value)
             expected += 1
+        if expected < stop:
+            raise self.corrupt(f"the event record of block {expected} is missing")
+
+    def check_records(self, stop: int) -> None:
+        """Raise Corrupt unless there is a record of each block below `stop`; reads nothing but their keys.
+
+        A table file that LevelDB lost sight of takes whole blocks with it and leaves the newer ones.
+        """
+        first, end = b"e" + _NUMBER.pack(0), b"e" + _NUMBER.pack(stop)
+        expected = 0
+        with self._reported(), self._db.iterator(start=first, stop=end, include_value=False) as keys:
+            for key in keys:
+                if key != b"e" + _NUMBER.pack(expected):
+                    break
+                expected += 1
         if expected < stop:
             raise self.corrupt(f"the event record of block {expected} is missing")
 

@@ -55,31 +55,35 @@ def snapshot_at(path: Path) -> Snapshot:
         return snapshot_of(store.records(0, AT + 1), AT)
 
 
-def forget_records(path: Path, stop: int) -> None:
-    """Take away what only a fold from genesis reads."""
-    with Store(path) as store:
-        for number in range(1, stop):
-            store._db.delete(b"e" + number.to_bytes(8))
-
-
 def enrolled(ledger: Ledger) -> list[bool]:
     return [ledger.account(address(number)).enrolled for number in range(1, 6)]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
-def test_start_folds_only_what_came_after(path: Path, number: int) -> None:
+def test_start_folds_only_what_came_after(path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_ledger(path) as ledger:
         head = ledger.head
         assert ledger.opened_from is None
         assert enrolled(ledger) == [True, True, True, True, False]
         ledger.keep_snapshot(found := snapshot_of(ledger.records(0), number))
-    forget_records(path, number)
+    read: list[int] = []
+    real = Store.records
+    monkeypatch.setattr(Store, "records", lambda store, start, stop: read.append(start) or real(store, start, stop))
     with open_ledger(path) as ledger:
         assert ledger.opened_from == found
+        assert read == [number + 1]
         assert ledger.head == head
         assert enrolled(ledger) == [True, True, True, True, False]
         assert ledger.admins == {ADMIN.address}
         assert ledger.authorities
+
+
+def test_block_that_is_missing_before_the_snapshot_is_noticed(path: Path) -> None:
+    snapshot.write(path, snapshot_at(path))
+    with Store(path) as store:
+        store._db.delete(b"e" + (1).to_bytes(8))
+    with pytest.raises(Corrupt, match="event record of block 1 is missing"), open_ledger(path):
+        pass
 
 
 def test_bytes_are_the_same_whatever_the_order_of_sets(path: Path) -> None:
