@@ -23,7 +23,7 @@ from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
-from ledger import seal, snapshot
+from ledger import resync, seal, snapshot
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
@@ -90,12 +90,12 @@ class _Final:
 
 
 class Ledger:
-    """Use `Ledger.open(...)`; close when done."""
+    """Use `Ledger.open(...)`; close when done. `opened_from`: the snapshot up to which no block was folded again."""
 
     def __init__(self, chain: Chain, clock: Clock, opened_from: Snapshot | None = None) -> None:
         self._chain = chain
         self.opened_from = opened_from
-        """The snapshot it did not have to fold the blocks of again; None after a fold from genesis."""
+        self.path = chain.store.path
         self._clock = clock
         self._writer = trio.Lock()
         self._moved = trio.Event()
@@ -172,9 +172,8 @@ class Ledger:
         return self._chain.store.records(start, self._chain.tip.number + 1)
 
     def keep_snapshot(self, of: Snapshot) -> None:
-        """Put a snapshot of this chain on disk, for the next start. May be called from a thread, beside a write: it is
-        in no one's way. Raises Refused; see ledger.snapshot."""
-        snapshot.write(self._chain.store.path, of)
+        """Put a snapshot on disk for the next start; from any thread, in no writer's way. Raises Refused."""
+        snapshot.write(self.path, of)
 
     def record(self, number: int) -> BlockRecord:
         """Raises NotFound above the head."""
@@ -359,6 +358,7 @@ class Ledger:
         Raises NotAllowed when it is no authority, and BadInput when there are others: their votes would be needed.
         """
         self._check_sole_authority(key)
+        await resync.wait_past_lost_votes(self)
         while True:
             while not len(self._pool):
                 await self._pool_grew.wait()

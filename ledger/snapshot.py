@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from contracts.errors import Corrupt, NoSpace, Refused
+from ledger import files
 from ledger.accounts import Accounts
 from ledger.store import Store
 
@@ -84,32 +83,15 @@ def write(ledger: Path, snapshot: Snapshot) -> None:
 
     Raises NoSpace when it is too large or the disk is full, Refused for any other trouble with the disk.
     """
-    data = encode(snapshot)
     path = path_of(ledger)
-    draft = path.with_name(f"{path.name}.new")
+    data = encode(snapshot)
     try:
-        with draft.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        _sync_folder(path.parent)
+        files.replace_file(path, data)
     except OSError as error:
-        with suppress(OSError):  # what is left of the draft only takes room; the next one replaces it
-            draft.unlink()
         raise Refused(
             f"the snapshot {path} cannot be written ({error.strerror}): the node goes on without it, and starts more "
             "slowly; look at the disk"
         ) from error
-
-
-def _sync_folder(path: Path) -> None:
-    """Make a rename in it outlive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(store: Store, genesis_hash: bytes) -> Snapshot | None:

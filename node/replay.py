@@ -12,15 +12,18 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 from contracts.errors import Corrupt, Refused
 from ledger import accounts as accounts_fold
+from ledger import snapshot as snapshots
 from ledger.accounts import Accounts
 from ledger.ledger import Ledger
 from ledger.record import BlockRecord
 from ledger.snapshot import Snapshot
+from ledger.store import Store
 from node import state as states
 from node.agreement import StateHasher, StateMark
 from node.state import State
@@ -55,6 +58,9 @@ class Checkpoint:
             accounts_fold.fold(self.accounts, record.events()),
             self.events + sum(len(transaction.events) for transaction in record.transactions),
         )
+
+
+BEGINNING = Checkpoint(-1, b"", State(), Accounts(), 0)
 
 
 class Replay:
@@ -179,4 +185,21 @@ def _opening(snapshot: Snapshot | None) -> Checkpoint:
             log.warning("the snapshot of block %d is passed over: %s", snapshot.number, error)
         else:
             return Checkpoint(snapshot.number, snapshot.hash, state, snapshot.accounts, 0)
-    return Checkpoint(-1, b"", State(), Accounts(), 0)
+    return BEGINNING
+
+
+def check_snapshot(path: Path, genesis_hash: bytes) -> None:
+    """Fold the ledger in the folder `path` from genesis up to its snapshot. Raises Corrupt when that gives anything
+    else, as it does when a memory has erred: the blocks may be right and the snapshot not."""
+    with Store(path) as store:
+        found = snapshots.load(store, genesis_hash)
+        if found is None:
+            return
+        at = BEGINNING
+        for record in store.records(0, found.number + 1):
+            at = at.after(record)
+        if (at.accounts, states.encode(at.state)) != (found.accounts, found.projections):
+            raise Corrupt(
+                f"the snapshot {snapshots.path_of(path)} is not what the blocks up to {found.number} fold to: remove "
+                "that file; the next start folds them again"
+            )

@@ -1,0 +1,137 @@
+"""Beginning a ledger anew: the folder is set aside, and the next start takes the chain from the peers.
+
+Owns the names that things get, and what an authority has to wait for then: its votes went with the folder, so it can
+vote for nothing until the chain is past everything that it may have voted for. Deletes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from contracts.errors import Conflict, Corrupt, Refused
+from contracts.types import Address
+from genesis.block import build
+from genesis.config import GenesisConfig
+from ledger import files, snapshot
+from ledger.chain import Chain
+from ledger.store import Store
+
+if TYPE_CHECKING:
+    from ledger.ledger import Ledger
+
+NOTE_BYTES_MAX = 4096
+
+log = logging.getLogger(__name__)
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What could be found out about a ledger before it was set aside; `number` is its newest block's, if so."""
+
+    number: int | None
+    authorities: frozenset[Address]
+
+
+class LostVotes(msgspec.Struct, frozen=True):
+    """An authority's votes are gone: it cast none in a block above `number`, or in an iteration after that block's."""
+
+    number: int
+
+
+def note_path(ledger: Path) -> Path:
+    """Where it is written that votes are lost, until the chain is past them."""
+    return ledger.with_name(f"{ledger.name}.votes-lost")
+
+
+def look(path: Path, config: GenesisConfig) -> Known:
+    """What a ledger that may be damaged still tells, or else its snapshot, or else the genesis file."""
+    try:
+        with Store(path) as store:
+            tip = Chain(store, config, build(config)).tip
+            return Known(tip.number, frozenset(tip.accounts.authorities))
+    except Corrupt as error:
+        log.debug("%s", error)
+    authorities = frozenset(Address(authority) for authority in config.authorities)
+    try:
+        kept = snapshot.decode(snapshot.path_of(path).read_bytes())
+    except (OSError, Corrupt) as error:
+        log.debug("%s", error)
+        return Known(None, authorities)
+    return Known(None, authorities | frozenset(kept.accounts.authorities))
+
+
+@contextmanager
+def _stopped(path: Path) -> Iterator[None]:
+    """Hold LevelDB's own lock, which is a POSIX record lock. Raises Conflict when another process has it."""
+    descriptor = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Conflict(f"the ledger in {path} is in use by another process: stop it first") from error
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path, at: datetime, lost_votes: LostVotes | None = None) -> Path:
+    """Rename the ledger's folder and its snapshot to a dated name beside; the new name.
+
+    `lost_votes` of an authority is on disk before. Raises Conflict while a process has the ledger open.
+    """
+    aside = path.with_name(f"{path.name}.{at:%Y-%m-%dT%H-%M-%S}")
+    if aside.exists():
+        raise Conflict(f"{aside} is there already: wait a second and try again")
+    try:
+        with _stopped(path):
+            if lost_votes is not None:
+                files.replace_file(note_path(path), msgspec.json.encode(lost_votes))
+            if snapshot.path_of(path).exists():
+                snapshot.path_of(path).rename(snapshot.path_of(aside))
+            path.rename(aside)
+            files.sync_folder(path.parent)
+    except OSError as error:
+        raise Refused(f"the ledger in {path} cannot be set aside: {error}") from error
+    return aside
+
+
+def votes_lost(path: Path) -> LostVotes | None:
+    """What is noted about the ledger in the folder `path`; None when no votes of it are lost. Raises Corrupt."""
+    note = note_path(path)
+    try:
+        with note.open("rb") as file:
+            return msgspec.json.decode(file.read(NOTE_BYTES_MAX), type=LostVotes)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise Corrupt(
+            f'{note} cannot be read ({error}): write {{"number": N}} into it, with the number of the newest block '
+            "that other nodes have, so that this authority does not vote again on what it voted on before"
+        ) from error
+
+
+async def wait_past_lost_votes(ledger: Ledger) -> None:
+    """Return at once unless this authority's votes are lost; then, when the chain from the peers is past them all.
+
+    This is the one place that decides when an authority may vote again: with a single authority, whose votes are its
+    final blocks, when the chain has them all.
+    """
+    lost = votes_lost(ledger.path)
+    if lost is None:
+        return
+    while ledger.head.number < lost.number:
+        log.warning(
+            "block %d of at least %d: until then this authority does not vote, its votes were set aside",
+            ledger.head.number,
+            lost.number,
+        )
+        await ledger.wait_head(lost.number - 1)
+    note_path(ledger.path).unlink(missing_ok=True)
+    log.info("the chain is past every vote that was lost: this authority votes again")
