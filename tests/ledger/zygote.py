@@ -118,7 +118,7 @@ def _work(job: Callable[..., None], arguments: list[Any], says: int) -> None:
 
 
 def _serve() -> None:
-    for module in ("tests.ledger.crash",):
+    for module in ("tests.ledger.damage", "tests.ledger.starved"):
         importlib.import_module(module)
     for line in sys.stdin:
         module, name, *how = json.loads(line)
