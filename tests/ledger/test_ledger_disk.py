@@ -14,7 +14,7 @@ import pytest
 from tests.ledger import crash, starved
 from tests.ledger.zygote import Zygote, zygote
 
-SAMPLE = 8
+SAMPLE = 5
 """Places drawn for `make test`, for each error and each beginning."""
 
 ERRORS = {errno.ENOSPC: ("NoSpace", "free space"), errno.EIO: ("Refused", "remove the cause")}
