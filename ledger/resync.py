@@ -52,12 +52,15 @@ def note_path(ledger: Path) -> Path:
 
 
 def look(path: Path, config: GenesisConfig) -> Known:
-    """What a ledger that may be damaged still tells, or else its snapshot, or else the genesis file."""
+    """What a ledger that may be damaged still tells, or else its snapshot, or else the genesis file. Raises Conflict
+    when a process has it open or it grew from another genesis."""
     try:
         with Store(path) as store:
             tip = Chain(store, config, build(config)).tip
             return Known(tip.number, frozenset(tip.accounts.authorities))
-    except Corrupt as error:
+    except Conflict:
+        raise
+    except Refused as error:  # damaged, or on a disk that fails: it tells nothing
         log.debug("%s", error)
     authorities = frozenset(Address(authority) for authority in config.authorities)
     try:
