@@ -22,7 +22,8 @@ from contracts.types import Address
 from genesis.block import build
 from genesis.config import GenesisConfig
 from ledger import files, snapshot
-from ledger.chain import Chain
+from ledger.chain import Chain, Tip
+from ledger.seal import iteration_of
 from ledger.store import Store
 
 if TYPE_CHECKING:
@@ -33,17 +34,22 @@ NOTE_BYTES_MAX = 4096
 log = logging.getLogger(__name__)
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What could be found out about a ledger before it was set aside; `number` is its newest block's, if so."""
-
-    number: int | None
-    authorities: frozenset[Address]
-
-
 class LostVotes(msgspec.Struct, frozen=True):
-    """An authority's votes are gone: it cast none in a block above `number`, or in an iteration after that block's."""
+    """What is known of the votes that an authority no longer has: how far the chain was, and how far its votes went."""
 
     number: int
+    """The newest final block's, when they were lost."""
+    epoch: bytes = b""
+    """Of that block; empty when it could not be read."""
+    iteration: int | None = None
+    """The highest iteration of that epoch that it may have voted in; None when it could not be read."""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What could be found out about a ledger before it was set aside; `votes` only if it could be read."""
+
+    votes: LostVotes | None
+    authorities: frozenset[Address]
 
 
 def note_path(ledger: Path) -> Path:
@@ -57,7 +63,8 @@ def look(path: Path, config: GenesisConfig) -> Known:
     try:
         with Store(path) as store:
             tip = Chain(store, config, build(config)).tip
-            return Known(tip.number, frozenset(tip.accounts.authorities))
+            iteration = max([iteration_of(tip.header), *store.ballots()])
+            return Known(LostVotes(tip.number, tip.epoch, iteration), frozenset(tip.accounts.authorities))
     except Conflict:
         raise
     except Refused as error:  # damaged, or on a disk that fails: it tells nothing
@@ -68,7 +75,7 @@ def look(path: Path, config: GenesisConfig) -> Known:
     except (OSError, Corrupt) as error:
         log.debug("%s", error)
         return Known(None, authorities)
-    return Known(None, authorities | frozenset(kept.accounts.authorities))
+    return Known(None, authorities | frozenset(kept.standing.accounts.authorities))
 
 
 @contextmanager
@@ -120,21 +127,35 @@ def votes_lost(path: Path) -> LostVotes | None:
         ) from error
 
 
-async def wait_past_lost_votes(ledger: Ledger) -> None:
-    """Return at once unless this authority's votes are lost; then, when the chain from the peers is past them all.
+def is_past(lost: LostVotes, tip: Tip) -> bool:
+    """Whether nothing that an authority says on top of `tip` can contradict what it said before.
 
-    This is the one place that decides when an authority may vote again: with a single authority, whose votes are its
-    final blocks, when the chain has them all.
+    Votes are of one epoch and one iteration. A single authority's are its final blocks, so it has to have those. Among
+    several, it may vote again in the iterations after those that it voted in; where these are not known, in the next
+    epoch, which begins when an admin removes an authority and adds it again.
+    """
+    if tip.number < lost.number:
+        return False
+    if len(tip.accounts.authorities) == 1 or (lost.epoch and tip.epoch != lost.epoch):
+        return True
+    return lost.iteration is not None and iteration_of(tip.header) >= lost.iteration
+
+
+async def wait_past_lost_votes(ledger: Ledger) -> None:
+    """Return at once unless this authority's votes are lost; then, when the chain from the peers is past them.
+
+    This is the one place that decides when an authority votes again after a resync.
     """
     lost = votes_lost(ledger.path)
     if lost is None:
         return
-    while ledger.head.number < lost.number:
-        log.warning(
-            "block %d of at least %d: until then this authority does not vote, its votes were set aside",
-            ledger.head.number,
-            lost.number,
-        )
-        await ledger.wait_head(lost.number - 1)
+    log.warning(
+        "this authority's votes were set aside: it does not vote before the chain is past block %d and its votes",
+        lost.number,
+    )
+    while not is_past(lost, ledger.tip):
+        await ledger.wait_head(ledger.head.number)
+        if not lost.epoch and ledger.head.number >= lost.number:
+            lost = msgspec.structs.replace(lost, epoch=ledger.tip.epoch)
     note_path(ledger.path).unlink(missing_ok=True)
     log.info("the chain is past every vote that was lost: this authority votes again")

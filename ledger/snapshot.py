@@ -16,7 +16,7 @@ import msgspec
 
 from contracts.errors import Corrupt, NoSpace, Refused
 from ledger import files
-from ledger.accounts import Accounts
+from ledger.accounts import Standing
 from ledger.store import Store
 
 FORMAT = b"aigen snapshot 1\n"
@@ -36,7 +36,7 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     genesis_hash: bytes
     number: int
     hash: bytes
-    accounts: Accounts
+    standing: Standing
     projections: bytes
     """The encoding that the reader of the events gave its own fold."""
 

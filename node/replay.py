@@ -19,9 +19,8 @@ from pathlib import Path
 import trio
 
 from contracts.errors import Corrupt, Refused
-from ledger import accounts as accounts_fold
 from ledger import snapshot as snapshots
-from ledger.accounts import Accounts
+from ledger.accounts import Standing
 from ledger.ledger import Ledger
 from ledger.record import BlockRecord
 from ledger.snapshot import Snapshot
@@ -49,7 +48,7 @@ class Checkpoint:
     number: int
     hash: bytes
     state: State
-    accounts: Accounts
+    standing: Standing
     events: int
 
     def after(self, record: BlockRecord) -> Checkpoint:
@@ -57,12 +56,12 @@ class Checkpoint:
             record.number,
             record.hash,
             states.fold(self.state, (record,)),
-            accounts_fold.fold(self.accounts, record.events()),
+            self.standing.after(record.hash, record.events()),
             self.events + sum(len(transaction.events) for transaction in record.transactions),
         )
 
 
-BEGINNING = Checkpoint(-1, b"", State(), Accounts(), 0)
+BEGINNING = Checkpoint(-1, b"", State(), Standing(), 0)
 
 
 class Replay:
@@ -129,7 +128,7 @@ class Replay:
             if at is None:
                 return None
             if number not in self._hashes:
-                found = await trio.to_thread.run_sync(self._hasher.hash, at.state, at.accounts)
+                found = await trio.to_thread.run_sync(self._hasher.hash, at.state, at.standing.accounts)
                 kept = {remembered.number for remembered in self._remembered()} | {number}
                 self._hashes = {n: h for n, h in self._hashes.items() if n in kept} | {number: found}
             return self._hashes[number]
@@ -173,7 +172,9 @@ class Replay:
         with _many_values():
             encoded = states.encode(at.state)
         try:
-            self._ledger.keep_snapshot(Snapshot(self._ledger.genesis_hash, at.number, at.hash, at.accounts, encoded))
+            snapshots.write(
+                self._ledger.path, Snapshot(self._ledger.genesis_hash, at.number, at.hash, at.standing, encoded)
+            )
         except Refused as error:
             log.warning("%s", error)
         else:
@@ -202,7 +203,7 @@ def _opening(snapshot: Snapshot | None) -> Checkpoint:
         except Corrupt as error:
             log.warning("the snapshot of block %d is passed over: %s", snapshot.number, error)
         else:
-            return Checkpoint(snapshot.number, snapshot.hash, state, snapshot.accounts, 0)
+            return Checkpoint(snapshot.number, snapshot.hash, state, snapshot.standing, 0)
     return BEGINNING
 
 
@@ -216,7 +217,7 @@ def check_snapshot(path: Path, genesis_hash: bytes) -> None:
         at = BEGINNING
         for record in store.records(0, found.number + 1):
             at = at.after(record)
-        if (at.accounts, states.encode(at.state)) != (found.accounts, found.projections):
+        if (at.standing, states.encode(at.state)) != (found.standing, found.projections):
             raise Corrupt(
                 f"the snapshot {snapshots.path_of(path)} is not what the blocks up to {found.number} fold to: remove "
                 "that file; the next start folds them again"

@@ -8,6 +8,11 @@ import click
 
 from node.cli import common
 
+UNKNOWN_VOTES = (
+    "; which those are cannot be read, so among several authorities it waits until an admin removes it from them "
+    "and adds it again"
+)
+
 
 @click.group()
 def ledger() -> None:
@@ -71,14 +76,13 @@ def resync(past: int | None, data_dir: Path, as_json: bool) -> None:
         known = resyncing.look(path, config)
         lost = None
         if operator in known.authorities:
-            number = known.number if known.number is not None else past
-            if number is None:
+            lost = known.votes if past is None else resyncing.LostVotes(past)
+            if lost is None:
                 raise NotAllowed(
                     f"this node's operator 0x{operator.hex()} is an authority and its ledger cannot be read: say with "
                     "--past which block is the newest that other nodes have (`aigen status` there), so that it does "
                     "not vote again on what it voted on before"
                 )
-            lost = resyncing.LostVotes(max(number, past or 0))
         aside = resyncing.set_aside(path, datetime.now(), lost)
     if as_json:
         common.show_json({"set_aside": str(aside), "waits_for_block": lost.number if lost else None})
@@ -87,8 +91,9 @@ def resync(past: int | None, data_dir: Path, as_json: bool) -> None:
     if lost is not None:
         click.echo(
             f"WARNING: this node's operator 0x{operator.hex()} is an authority, and its votes went with that folder. "
-            f"It does not vote before it has block {lost.number} from its peers. If no other node has the chain, "
-            f"rename the folder back: a chain begun anew would contradict what this authority signed.",
+            f"It does not vote before the chain from its peers is past block {lost.number} and those votes"
+            f"{'' if lost.iteration is not None else UNKNOWN_VOTES}. If no other node has the chain, rename the folder "
+            "back: a chain begun anew would contradict what this authority signed.",
             err=True,
         )
 

@@ -58,8 +58,9 @@ START = """
 import json, sys, time, trio
 from pathlib import Path
 import psutil
+from ledger import snapshot
 from ledger.ledger import Ledger
-from node.replay import SNAPSHOT_EVENTS, Replay
+from node.replay import Replay
 from tests.benchmarks.ledger import CONFIG
 process = psutil.Process()
 before, began = process.memory_info().rss, time.perf_counter()
@@ -70,12 +71,12 @@ found = {"s": time.perf_counter() - began, "bytes": process.memory_info().rss - 
 found |= {"models": len(replay.state.registry.models), "number": replay.number, "snapshot": bool(ledger.opened_from)}
 
 async def keep_snapshot():
-    keep = ledger.keep_snapshot
+    write = snapshot.write
     async with trio.open_nursery() as nursery:
-        def kept(of):
-            keep(of)
+        def written(path, of):
+            write(path, of)
             trio.from_thread.run_sync(nursery.cancel_scope.cancel)
-        ledger.keep_snapshot = kept
+        snapshot.write = written
         nursery.start_soon(replay.run)
 
 if replay._snapshot_events == 1:
@@ -88,10 +89,10 @@ def grow(chain: Chain, blocks: Sequence[Transactions]) -> None:
     """Blocks with these transactions, not executed: their headers follow one another and keep genesis' state root."""
     header = chain.tip.header
     for transactions in blocks:
-        extra = seal.unsealed_extra_data(header.block_number + 1)
+        extra = seal.unsealed_extra_data(chain.tip.epoch, header.block_number + 1)
         header = child_header(header, header.timestamp + 1, world.AUTHORITY.address, extra)
         name = bytes(header.hash)
-        sealed = SealedBlock(rlp.encode(header), (), seal.Certificate(name, header.block_number, ()))
+        sealed = SealedBlock(rlp.encode(header), (), seal.Certificate(chain.tip.epoch, name, header.block_number, ()))
         chain.store.commit(sealed, BlockRecord(header.block_number, name, header.timestamp, transactions), (), {}, ())
 
 

@@ -20,6 +20,7 @@ from genesis.config import GenesisConfig
 from ledger import accounts, audit, snapshot
 from ledger.accounts import Accounts
 from ledger.chain import Chain
+from ledger.consensus import Consensus
 from ledger.keys import Key
 from ledger.ledger import Ledger
 from ledger.store import Store
@@ -96,6 +97,8 @@ class _HalfWritten:
 SEALING: dict[str, Point | HalfSnapshot] = {
     "own transaction checked, not in the journal": Point(Store, "append_journal", after=False, nth=4),
     "own transaction in the journal, not answered": Point(Store, "append_journal", after=True, nth=4),
+    "vote about to be written": Point(Store, "write_ballots", after=False, nth=3),
+    "vote in the journal, not sent": Point(Store, "write_ballots", after=True, nth=3),
     "block executed": Point(Chain, "propose", after=True, nth=3),
     "batch about to be written": Point(Store, "commit", after=False, nth=3),
     "batch written, not adopted": Point(Store, "commit", after=True, nth=3),
@@ -142,7 +145,7 @@ async def _send(ledger: Ledger, tell: Tell, key: Key, number: int) -> None:
 async def _run_authority(path: Path, hour: int, senders: int, tell: Tell) -> None:
     ledger = Ledger.open(path, CONFIG, hourly_clock(hour))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ledger.seal, AUTHORITY)
+        nursery.start_soon(Consensus(ledger, AUTHORITY).run)
         nursery.start_soon(Replay(ledger, SNAPSHOT_EVENTS).run)
         for number, key in enumerate(SENDERS[:senders]):
             nursery.start_soon(_send, ledger, tell, key, number)

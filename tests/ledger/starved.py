@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from contracts.errors import Refused
+from ledger.consensus import Consensus
 from ledger.ledger import Ledger
 from node.replay import Replay
 from tests.ledger.crash import CONFIG, SENDERS, SNAPSHOT_EVENTS, hourly_clock
@@ -26,7 +27,7 @@ async def _live(path: Path, hour: int, tell: Tell) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ledger.watch_disk)
             nursery.start_soon(Replay(ledger, SNAPSHOT_EVENTS).run)
-            nursery.start_soon(ledger.seal, AUTHORITY)
+            nursery.start_soon(Consensus(ledger, AUTHORITY).run)
             key = SENDERS[0]
             for number in range(TRANSACTIONS):
                 name = await ledger.submit(raw_call(key, ledger.account(key.address).next_nonce, join("12D3Ka")))

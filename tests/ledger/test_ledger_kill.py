@@ -53,7 +53,7 @@ with tempfile.TemporaryDirectory() as folder, open_chain(Path(folder) / "ledger"
     for nonce, call in enumerate(calls):
         waiting = Builder(chain).decode([raw_call(ADMIN, nonce, call)])
         executed, _ = chain.propose(keys[nonce], waiting, EPOCH + nonce + 1)
-        chain.write(executed, seal.certify(chain.genesis_hash, executed.header, keys), ())
+        chain.write(executed, seal.certify(chain.tip.epoch, executed.header, keys), ())
         chain.tip = chain.tip_after(executed)
     folded = state.fold(state.State(), chain.store.records(0, chain.tip.number + 1))
     stored = hashlib.sha256(repr(list(chain.store._db.iterator())).encode()).hexdigest()

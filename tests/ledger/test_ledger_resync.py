@@ -9,8 +9,11 @@ import pytest
 import trio.testing
 
 from contracts.errors import Conflict, Corrupt, Refused
-from ledger import resync, snapshot
-from ledger.accounts import Accounts
+from contracts.types import Address
+from ledger import resync, seal, snapshot
+from ledger.accounts import Accounts, Standing
+from ledger.chain import Tip
+from ledger.consensus import Consensus
 from ledger.resync import LostVotes
 from ledger.snapshot import Snapshot
 from tests.ledger.world import (
@@ -42,7 +45,9 @@ def path(tmp_path: Path) -> Path:
         builder = Builder(chain)
         for raw in (raw_call(ADMIN, 0, register()), raw_call(OPERATOR, 0, join()), raw_call(OPERATOR, 1, announce())):
             builder.grow(raw)
-        snapshot.write(path, Snapshot(GENESIS.hash, 3, chain.tip.hash, chain.tip.accounts, b""))
+        snapshot.write(
+            path, Snapshot(GENESIS.hash, 3, chain.tip.hash, Standing(chain.tip.accounts, chain.tip.epoch), b"")
+        )
     return path
 
 
@@ -102,12 +107,12 @@ def test_what_cannot_be_renamed(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_a_ledger_still_tells(path: Path, tmp_path: Path) -> None:
     known = resync.look(path, CONFIG)
-    assert (known.number, known.authorities) == (3, {AUTHORITY.address})
-    another = Accounts(authorities=frozenset({address(1)}))
+    assert (known.votes and known.votes.number, known.authorities) == (3, {AUTHORITY.address})
+    another = Standing(Accounts(authorities=frozenset({address(1)})))
     snapshot.write(path, Snapshot(GENESIS.hash, 3, GENESIS.hash, another, b""))
     next(path.glob("MANIFEST-*")).write_bytes(b"")
     known = resync.look(path, CONFIG)
-    assert (known.number, known.authorities) == (None, {AUTHORITY.address, address(1)}), "the snapshot's too"
+    assert (known.votes, known.authorities) == (None, {AUTHORITY.address, address(1)}), "the snapshot's too"
     snapshot.path_of(path).unlink()
     assert resync.look(path, CONFIG).authorities == {AUTHORITY.address}
 
@@ -136,8 +141,37 @@ async def test_authority_waits_for_what_it_signed(path: Path) -> None:
     assert not resync.note_path(path).exists()
 
 
+ONE = frozenset({AUTHORITY.address})
+THREE = frozenset({AUTHORITY.address, ADMIN.address, OPERATOR.address})
+THEN, LATER = b"\1" * 32, b"\2" * 32
+
+
+@pytest.mark.parametrize(
+    ("lost", "authorities", "number", "iteration", "epoch", "past"),
+    [
+        (LostVotes(5, THEN, 9), ONE, 4, 20, THEN, False),
+        (LostVotes(5, THEN, 9), ONE, 5, 5, THEN, True),
+        (LostVotes(5, THEN, 9), THREE, 5, 6, THEN, False),
+        (LostVotes(5, THEN, 9), THREE, 6, 8, THEN, False),
+        (LostVotes(5, THEN, 9), THREE, 6, 9, THEN, True),
+        (LostVotes(5, THEN, 9), THREE, 4, 9, LATER, False),
+        (LostVotes(5, THEN, 9), THREE, 6, 1, LATER, True),
+        (LostVotes(5, THEN), THREE, 90, 99, THEN, False),
+        (LostVotes(5, THEN), THREE, 90, 1, LATER, True),
+        (LostVotes(5), THREE, 90, 99, THEN, False),
+        (LostVotes(5), ONE, 5, 1, THEN, True),
+    ],
+)
+def test_when_an_authority_may_vote_again(
+    lost: LostVotes, authorities: frozenset[Address], number: int, iteration: int, epoch: bytes, past: bool
+) -> None:
+    extra = seal.unsealed_extra_data(epoch, iteration)
+    header = GENESIS.header.copy(block_number=number, extra_data=extra)
+    assert resync.is_past(lost, Tip(header, Accounts(authorities=authorities), epoch)) is past
+
+
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"number": "3"}', b'{"number": 3'])
 async def test_note_that_cannot_be_read_keeps_the_authority_from_sealing(path: Path, data: bytes) -> None:
     resync.note_path(path).write_bytes(data)
     with open_ledger(path) as ledger, pytest.raises(Corrupt, match="votes-lost"):
-        await ledger.seal(AUTHORITY)
+        await Consensus(ledger, AUTHORITY).run()

@@ -5,6 +5,8 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ import trio.testing
 
 from ledger import snapshot
 from ledger.accounts import Accounts
-from ledger.ledger import Ledger
 from ledger.snapshot import Snapshot
 from ledger.wallet import Wallet
 from node import state
@@ -63,25 +64,26 @@ def path(grown: Path, tmp_path: Path) -> Path:
     return tmp_path / "ledger"
 
 
-def attempts(ledger: Ledger) -> trio.MemoryReceiveChannel[int]:
-    """The block of each snapshot that was kept, or failed to be, from now on."""
+@contextmanager
+def attempts() -> Iterator[trio.MemoryReceiveChannel[int]]:
+    """The block of each snapshot that is kept, or fails to be."""
     told, heard = trio.open_memory_channel[int](100)
-    keep = ledger.keep_snapshot
+    write = snapshot.write
 
-    def tell(of: Snapshot) -> None:
+    def tell(ledger: Path, of: Snapshot) -> None:
         try:
-            keep(of)
+            write(ledger, of)
         finally:
             trio.from_thread.run_sync(told.send_nowait, of.number)
 
-    ledger.keep_snapshot = tell  # type: ignore[method-assign]
-    return heard
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "write", tell)
+        yield heard
 
 
 async def kept(path: Path) -> int:
     """Open the ledger, have the replay keep its snapshot, close it; the snapshot's block."""
-    with open_ledger(path) as ledger, trio.fail_after(DEADLINE_S):
-        heard = attempts(ledger)
+    with open_ledger(path) as ledger, trio.fail_after(DEADLINE_S), attempts() as heard:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Replay(ledger, snapshot_events=1).run)
             await heard.receive()
@@ -176,7 +178,7 @@ async def test_snapshot_of_other_projections_is_passed_over(path: Path, caplog: 
         assert ledger.opened_from is not None
         found = ledger.opened_from
         plain = state.encode(state.State()).replace(b"aigen state", b"aigen stale")
-        ledger.keep_snapshot(Snapshot(found.genesis_hash, found.number, found.hash, found.accounts, plain))
+        snapshot.write(path, Snapshot(found.genesis_hash, found.number, found.hash, found.standing, plain))
     caplog.clear()
     assert await marks(path) == whole
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -185,8 +187,7 @@ async def test_snapshot_of_other_projections_is_passed_over(path: Path, caplog: 
 
 async def test_snapshots_are_as_rare_as_they_are_meant_to_be(path: Path) -> None:
     """None before so many events; then one of a checkpoint, and the next after as many again."""
-    with open_ledger(path) as ledger, trio.fail_after(DEADLINE_S):
-        heard = attempts(ledger)
+    with open_ledger(path) as ledger, trio.fail_after(DEADLINE_S), attempts() as heard:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Replay(ledger, snapshot_events=100_000).run)
             nursery.start_soon(Replay(ledger, snapshot_events=30).run)
@@ -205,8 +206,8 @@ async def test_snapshot_that_cannot_be_kept_leaves_the_node_running(
 ) -> None:
     draft = snapshot.path_of(path).with_name("ledger.snapshot.new")
     draft.symlink_to("/dev/full")
-    with open_ledger(path) as ledger, trio.fail_after(DEADLINE_S):
-        heard, replay = attempts(ledger), Replay(ledger, snapshot_events=1)
+    with open_ledger(path) as ledger, trio.fail_after(DEADLINE_S), attempts() as heard:
+        replay = Replay(ledger, snapshot_events=1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(replay.run)
             await heard.receive()

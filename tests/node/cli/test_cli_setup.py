@@ -11,7 +11,7 @@ import pytest
 
 from genesis import config as genesis_config
 from ledger import snapshot
-from ledger.accounts import Accounts
+from ledger.accounts import Standing
 from ledger.ledger import Ledger
 from ledger.snapshot import Snapshot
 from node import state
@@ -287,7 +287,7 @@ def test_resync_of_an_authority_that_cannot_be_read(data_dir: Path, ledger_dir: 
     done = aigen("ledger", "resync", "--past", 7, "--data-dir", data_dir)
     assert done.status == 0
     assert "WARNING" in done.err
-    assert "before it has block 7" in done.err
+    assert "past block 7" in done.err
     assert not ledger_dir.exists()
 
 
@@ -302,10 +302,10 @@ def test_verify_notices_a_wrong_snapshot(data_dir: Path, ledger_dir: Path) -> No
     with open_ledger(ledger_dir, genesis_config.load(data_dir / "genesis.toml")) as ledger:
         replay = Replay(ledger)
         replay.catch_up()
-        right = Snapshot(ledger.genesis_hash, 0, ledger.head.hash, replay._newest.accounts, state.encode(replay.state))
-        ledger.keep_snapshot(right)
+        right = Snapshot(ledger.genesis_hash, 0, ledger.head.hash, replay._newest.standing, state.encode(replay.state))
+        snapshot.write(ledger_dir, right)
     assert aigen("ledger", "verify", "--data-dir", data_dir).status == 0
-    for changed in ({"projections": state.encode(state.State())}, {"accounts": Accounts()}):
+    for changed in ({"projections": state.encode(state.State())}, {"standing": Standing()}):
         snapshot.write(ledger_dir, msgspec.structs.replace(right, **changed))
         aigen("ledger", "verify", "--data-dir", data_dir).refused("ledger.snapshot", "remove that file")
 
