@@ -22,7 +22,7 @@ from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
-from ledger import seal
+from ledger import seal, snapshot
 from ledger.answers import Account, Head, LedgerStatistics, Receipt
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
@@ -52,10 +52,12 @@ class _Final:
 
 
 class Ledger:
-    """Use `Ledger.open(...)`; close when done."""
+    """Use `Ledger.open(...)`; close when done. `opened_from`: the snapshot up to which no block was folded again."""
 
-    def __init__(self, chain: Chain, clock: Clock) -> None:
+    def __init__(self, chain: Chain, clock: Clock, opened_from: snapshot.Snapshot | None = None) -> None:
         self._chain = chain
+        self.opened_from = opened_from
+        self.path = chain.store.path
         self._clock = clock
         self._writer = trio.Lock()
         self._moved = trio.Event()
@@ -74,7 +76,9 @@ class Ledger:
         """Open or create the ledger in the folder `path`. Raises Conflict or Corrupt; see ledger.store."""
         store = Store(path)
         try:
-            return Ledger(Chain(store, config, build(config)), clock)
+            genesis = build(config)
+            found = snapshot.load(store, genesis.hash)
+            return Ledger(Chain(store, config, genesis, snapshot=found), clock, found)
         except BaseException:
             store.close()
             raise

@@ -22,6 +22,7 @@ from ledger.ledger import Ledger
 from ledger.transactions import Transaction
 from ledger.wallet import Wallet
 from node import views
+from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Message, Parameters
@@ -100,6 +101,7 @@ class Service:
     unreachable: Callable[[], Mapping[NodeId, str]]
     """Nodes that should be peers and are not, with the reason."""
     steps: Steps
+    agreement: Agreement = field(default_factory=Agreement)
     started_at: int = field(default_factory=lambda: int(time.time()))
     _checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = field(default_factory=dict)
 
@@ -142,6 +144,9 @@ class Service:
     def chain(self) -> port.ChainInfo:
         return views.chain_info(self.ledger, self._state)
 
+    async def state_hashes(self) -> tuple[StateMark, ...]:
+        return await self.replay.marks()
+
     def block(self, at: int | bytes | None) -> port.BlockInfo | None:
         return views.block_info(self.ledger, at)
 
@@ -170,6 +175,7 @@ class Service:
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
+            state_alarms=self.agreement.alarms(),
             steps=tuple(self._explained(step) for step in self.steps.steps.values()),
             models=self.load_states(),
         )

@@ -28,7 +28,11 @@ COMMANDS = {
     ),
     "node": ("node.cli.network", "node", "The members of the network."),
     "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
-    "ledger": ("node.cli.ledger", "ledger", "The chain in a data directory, checked again from genesis."),
+    "ledger": (
+        "node.cli.ledger",
+        "ledger",
+        "The chain in a data directory: check it again from genesis, begin it anew.",
+    ),
     "genesis": ("node.cli.genesis", "genesis", "Make and look at genesis files."),
     "demo": (
         "node.cli.demo",

@@ -209,7 +209,7 @@ async def get_block(node: NodePort, _context: Context, given: params.BlockParams
 
 
 async def get_chain_info(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
-    return node.chain()
+    return answers.chain(node.chain(), await node.state_hashes())
 
 
 # Signed transactions

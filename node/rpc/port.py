@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
+from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters
 
 Backend = Literal["peer", "http", "ipfs"]
@@ -218,7 +219,8 @@ class StartStep(msgspec.Struct, frozen=True):
 class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
 
-    `pieces_fetched` and `bytes_fetched` came from other nodes since this one started.
+    `pieces_fetched` and `bytes_fetched` came from other nodes since this one started. `state_alarms` has a line for
+    each peer whose state after some block is not this node's.
     """
 
     node_id: NodeId
@@ -236,6 +238,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     cache_used: int
     pieces_fetched: int
     bytes_fetched: int
+    state_alarms: tuple[str, ...]
     steps: tuple[StartStep, ...]
     models: tuple[LoadState, ...]
 
@@ -319,6 +322,10 @@ class NodePort(Protocol):
         ...
 
     def chain(self) -> ChainInfo: ...
+
+    async def state_hashes(self) -> tuple[StateMark, ...]:
+        """Of the newest block and some before it that other nodes name too, the newest last."""
+        ...
 
     def block(self, at: int | bytes | None) -> BlockInfo | None:
         """A final block by number or hash; the head for None. None: not known here."""

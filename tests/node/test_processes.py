@@ -84,6 +84,13 @@ def head(node: Node) -> dict[str, Any]:
 
 def wait_same_head(machines: tuple[Node, ...]) -> None:
     until(lambda: len({head(node)["head_hash"] for node in machines}) == 1, "all are at one head", machines)
+    until(lambda: len({state_hash(node) for node in machines}) == 1, "all hold one state", machines)
+
+
+def state_hash(node: Node) -> str:
+    """Of the newest block that the node has folded."""
+    newest: str = node.ask("getChainInfo")["state_hashes"][-1]["hash"]
+    return newest
 
 
 def token(cluster: Cluster, name: str) -> str:

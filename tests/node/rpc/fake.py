@@ -12,6 +12,7 @@ from contracts.errors import BadInput, Conflict
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger import transactions
 from ledger.keys import Key
+from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
 from node.rpc import port
 
@@ -155,6 +156,10 @@ class FakeNode:
             contracts={"Models": registration("x").to},
         )
 
+    async def state_hashes(self) -> tuple[StateMark, ...]:
+        await trio.lowlevel.checkpoint()
+        return (StateMark(0, sha("state 0")), StateMark(len(self.receipts), sha("state")))
+
     def block(self, at: int | bytes | None) -> port.BlockInfo | None:
         head = len(self.receipts)
         numbers = {number: number for number in range(head + 1)} | {sha(f"block {n}"): n for n in range(head + 1)}
@@ -193,6 +198,7 @@ class FakeNode:
             cache_used=0,
             pieces_fetched=0,
             bytes_fetched=0,
+            state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             steps=(port.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
             models=self.load_states(),
         )
