@@ -29,6 +29,8 @@ from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
+from ledger.proof import Proof
+from ledger.prover import Shows, prove
 from ledger.record import BlockRecord, TransactionRecord
 from ledger.store import Store
 from ledger.transactions import Transaction, check_enrolled
@@ -209,6 +211,10 @@ class Ledger:
             return None
         record = self._chain.store.record(place[0])
         return Receipt(record.transactions[place[1]], place[1], record.number, record.hash, record.timestamp)
+
+    def prove(self, shows: Shows) -> Proof:
+        """A proof of the newest event that `shows` picks; see ledger.prover."""
+        return prove(self._chain.store, self._chain.tip.number, shows)
 
     def account(self, address: Address) -> Account:
         accounts = self._chain.tip.accounts
