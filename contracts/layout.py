@@ -6,7 +6,7 @@ and then its items, a text its length and then its bytes, a map's value lies at 
 stands for its own keccak256. A slot is a number below 2^256, and so is what it holds. Knows no trie and no chain.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from eth_hash.auto import keccak
@@ -14,7 +14,7 @@ from eth_hash.auto import keccak
 from contracts.addresses import ContractName
 from contracts.errors import BadInput
 from contracts.events import ContractEvent, ModelRegistered, TierGranted
-from contracts.limits import AUTHORITIES_MAX, NAME_BYTES_MAX
+from contracts.limits import AUTHORITIES_MAX
 from contracts.types import Address
 
 WORD: Final = 32
@@ -53,28 +53,41 @@ def authorities(read: ReadSlot) -> tuple[Address, ...]:
     return tuple(Address(word.to_bytes(20)) for word in words)
 
 
-def while_standing(event: ContractEvent) -> tuple[ContractName, Mapping[int, int]] | None:
-    """What the contract's storage holds for as long as nothing took back what an event says; None when storage does
-    not tell: an announcement lives in the log only."""
+def standing_in(event: ContractEvent) -> ContractName | None:
+    """The contract whose storage tells whether what an event says was taken back; None when none does: an announcement
+    lives in the log only."""
+    match event:
+        case ModelRegistered():
+            return "Models"
+        case TierGranted():
+            return "Tiers"
+        case _:
+            return None
+
+
+def stands(event: ContractEvent, read: ReadSlot) -> bool:
+    """Whether the storage of `standing_in(event)` still says what the event says."""
     match event:
         case ModelRegistered():
             first = _entry(_entry(MODELS_SLOT, keccak(event.model_id.encode())), keccak(event.version.encode()))
-            return "Models", {
-                first + MODEL_SHARD_COUNT: event.shard_count,
-                first + MODEL_RETIRED: 0,
-                first + MODEL_MANIFEST_HASH: int.from_bytes(event.manifest_hash),
-            }
+            return (
+                read(first + MODEL_SHARD_COUNT) == event.shard_count
+                and read(first + MODEL_RETIRED) == 0
+                and read(first + MODEL_MANIFEST_HASH) == int.from_bytes(event.manifest_hash)
+            )
         case TierGranted():
             first = _entry(GRANTS_SLOT, event.account.rjust(WORD, b"\0"))
-            text = event.tier.encode().ljust(NAME_BYTES_MAX, b"\0")
-            return "Tiers", {
-                first + GRANT_TIER: len(event.tier.encode()),
-                first + GRANT_TIER + 1: int.from_bytes(text[:WORD]),
-                first + GRANT_TIER + 2: int.from_bytes(text[WORD:]),
-                first + GRANT_UNTIL: event.until,
-            }
-        case _:
-            return None
+            return read(first + GRANT_UNTIL) == event.until and _has_text(read, first + GRANT_TIER, event.tier.encode())
+    raise AssertionError(f"no storage tells of {type(event).__name__}")
+
+
+def _has_text(read: ReadSlot, slot: int, text: bytes) -> bool:
+    """Whether a text lies at a slot. Only its own bytes are compared: what was longer before leaves its end behind."""
+    if read(slot) != len(text):
+        return False
+    starts = range(0, len(text), WORD)
+    words = [read(slot + 1 + i).to_bytes(WORD) for i in range(len(starts))]
+    return b"".join(words)[: len(text)] == text
 
 
 def _entry(slot: int, key: bytes) -> int:

@@ -284,8 +284,7 @@ def _decode_log(log: Log) -> ContractEvent | None:
 
 
 def _check_standing(trail: _Trail, standing: Standing, event: ContractEvent) -> ProvenBlock:
-    expected = layout.while_standing(event)
-    if expected is None:
+    if layout.standing_in(event) is None:
         raise BadInput(f"no state tells whether {type(event).__name__} still stands")
     header, block = trail.follow(standing.way)
     if not witness.proven(_all_bytes(standing.state), lambda found: stands(found, bytes(header.state_root), event)):
@@ -294,10 +293,6 @@ def _check_standing(trail: _Trail, standing: Standing, event: ContractEvent) -> 
 
 
 def stands(found: witness.Witness, state_root: bytes, event: ContractEvent) -> bool:
-    """Whether the state with this root still says what the event says. Raises BadInput; False when none can."""
-    expected = layout.while_standing(event)
-    if expected is None:
-        return False
-    contract, slots = expected
-    read = witness.storage(found, state_root, contract)
-    return all(read(slot) == value for slot, value in slots.items())
+    """Whether the state with this root still says what the event says. Raises BadInput; False when no state tells."""
+    contract = layout.standing_in(event)
+    return contract is not None and layout.stands(event, witness.storage(found, state_root, contract))

@@ -200,11 +200,12 @@ def _lines(proven: Proven, root: Path | None, manifest: Manifest | None) -> list
         ("proven", what),
         ("by", f"{role} 0x{proven.sender.hex()}, transaction 0x{proven.transaction_hash.hex()}"),
         ("in", _block_words(block)),
+        ("voted by", ", ".join(f"0x{signer.hex()}" for signer in block.signers)),
     ]
     if standing is not None:
         lines.append(("still so", f"{still} in {_block_words(standing)}"))
     if proven.changes:
-        lines.append(("authorities", f"their changes were followed in blocks {', '.join(map(str, proven.changes))}"))
+        lines.append(("changes", f"the authorities changed in block {', '.join(map(str, proven.changes))}, as shown"))
     lines.append(("not shown", _not_shown(proven)))
     if manifest is not None:
         lines.append(
@@ -239,8 +240,7 @@ def _words(event: ContractEvent) -> tuple[str, str, str]:
 
 
 def _block_words(block: ProvenBlock) -> str:
-    signers = ", ".join(f"0x{signer.hex()}" for signer in block.signers)
     return (
         f"block {block.number}, 0x{block.hash.hex()}, {common.when(block.timestamp)}, final by {len(block.signers)} of "
-        f"{block.authority_count} authorities: {signers}"
+        f"{block.authority_count} authorities"
     )
