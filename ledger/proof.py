@@ -44,12 +44,13 @@ from msgspec import Meta
 from contracts import layout
 from contracts.errors import BadInput, BadPeer
 from contracts.events import ContractEvent, ModelRegistered, ShardsAnnounced, TierGranted, decode_log
+from contracts.limits import AUTHORITIES_MAX
 from contracts.types import Address, TransactionHash
 from genesis.block import GenesisBlock
 from ledger import accounts, seal, transactions, witness
 from ledger.accounts import Accounts
 from ledger.block import BLOCK_TRANSACTIONS_MAX
-from ledger.seal import AUTHORITIES_MAX, HEADER_BYTES_MAX, Certificate, quorum
+from ledger.seal import HEADER_BYTES_MAX, Certificate, quorum
 
 FORMAT = "aigen-proof-1"
 

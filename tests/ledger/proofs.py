@@ -44,7 +44,7 @@ class Network:
         raws = tuple(raw_call(sender, nonce + i, call) for i, call in enumerate(calls))
         at = earliest_timestamp(chain.tip.header, chain.config)
         executed, stuck = chain.propose(self.keys[0], [chain.decode(raw) for raw in raws], at)
-        assert executed is not None
+        assert executed is not None, "the calls fit one block"
         assert not stuck
         return executed, raws
 
