@@ -1,0 +1,299 @@
+"""A proof that one event is on the ledger, for whoever has the genesis file and nothing else: its format, its check.
+
+A proof shows a transaction and its receipt in a final block by Merkle-Patricia proofs against the roots in the block's
+header, and the header by the finalising votes of a quorum of the authorities. A contract logs an event only if it
+accepted the sender, and the contracts' code is fixed by genesis: a ModelRegistered log is an admin's.
+
+**Who the authorities are.** The checker begins with those of genesis. Two things make a block final to it:
+
+1. a quorum of the authorities it believes in voted for it (or for a descendant: see ledger.seal), and
+2. the state of the block's parent says, by a storage proof of `Accounts._authorities`, that they are the authorities
+   in force for this block.
+
+A block that changes them has a place in `changes`: it is final by those before it, and its own state says who comes
+after. The second condition is what makes leaving out a change useless. Votes alone would not do: when seven
+authorities follow one, that one's honest vote is a quorum of the set it was, and no quorum of the set in force. With
+both, it is enough that of every set of authorities the checker comes to believe in, fewer than a third ever signed
+against the rules. Then among a quorum's voters is an honest one; it executed the block and all before it, so the
+parent's state is the ledger's own, the set is the one in force, and its quorum made the block final (Chan and Pass,
+eprint 2023/463). The same holds for votes for a descendant, because nobody votes on a child of a block that changes
+the authorities before that block is final. A change that this does not ask for, such as one that was undone, need not
+be shown.
+
+**What no such proof can do.** Whoever holds the keys of two thirds of a set that was in force once, removed or not,
+can sign another history after it; a storage proof does not help, its root would be theirs. Removed authorities must
+destroy their keys, and who does not trust that they did compares a block's hash in the output with one from elsewhere.
+An event says what was done, not that it was not undone later: `standing` shows the state at a later block where
+storage can tell, and after that block nothing is shown.
+
+The file is canonical JSON: bytes are 0x-hex, and what encodes differently is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+import rlp
+from eth.rlp.logs import Log
+from eth.rlp.receipts import Receipt
+from eth.vm.forks.cancun.blocks import CancunBlockHeader
+from msgspec import Meta
+
+from contracts import layout
+from contracts.errors import BadInput, BadPeer
+from contracts.events import ContractEvent, ModelRegistered, ShardsAnnounced, TierGranted, decode_log
+from contracts.limits import AUTHORITIES_MAX
+from contracts.types import Address, TransactionHash
+from genesis.block import GenesisBlock
+from ledger import accounts, seal, transactions, witness
+from ledger.accounts import Accounts
+from ledger.block import BLOCK_TRANSACTIONS_MAX
+from ledger.seal import HEADER_BYTES_MAX, Certificate, quorum
+
+FORMAT = "aigen-proof-1"
+
+PROOF_BYTES_MAX = 8 << 20
+"""A usual one takes about 20 kB."""
+
+CHANGES_MAX = 256
+"""Changes of the authorities that one way from genesis may take."""
+
+DESCENDANTS_MAX = 256
+NODES_MAX = 512
+"""Trie nodes of one part: 32 slots of a list below an account need far fewer."""
+
+NODE_BYTES_MAX = 1 << 18
+"""The largest are leaves with a whole transaction or receipt: 131,072 bytes, and up to about 70,000 of logs."""
+
+SUCCEEDED = b"\1"
+"""The status of a receipt whose transaction did what it asked (EIP-658)."""
+
+
+def _hex_of(bytes_max: int, bytes_min: int = 1) -> Meta:
+    return Meta(pattern=r"\A0x(?:[0-9a-f]{2})+\Z", min_length=2 + 2 * bytes_min, max_length=2 + 2 * bytes_max)
+
+
+HashHex = Annotated[str, _hex_of(32, 32)]
+VoteHex = Annotated[str, _hex_of(65, 65)]
+HeaderHex = Annotated[str, _hex_of(HEADER_BYTES_MAX)]
+NodesHex = Annotated[tuple[Annotated[str, _hex_of(NODE_BYTES_MAX)], ...], Meta(min_length=1, max_length=NODES_MAX)]
+
+
+class FinalBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A block and why it is final. `votes` are exactly a quorum, for it or for the last of `descendants`; headers are
+    RLP; `authorities` are nodes of the parent's state."""
+
+    parent: HeaderHex
+    header: HeaderHex
+    descendants: Annotated[tuple[HeaderHex, ...], Meta(max_length=DESCENDANTS_MAX)]
+    votes: Annotated[tuple[VoteHex, ...], Meta(max_length=AUTHORITIES_MAX)]
+    authorities: NodesHex
+
+
+class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A block that changed the authorities. `authorities` are nodes of its own state."""
+
+    block: FinalBlock
+    authorities: NodesHex
+
+
+class Way(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From the authorities known already to a final block."""
+
+    changes: Annotated[tuple[Change, ...], Meta(max_length=CHANGES_MAX)]
+    block: FinalBlock
+
+
+class Standing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """That what the event says still held in a later block, whose way begins where the event's ended."""
+
+    way: Way
+    state: NodesHex
+
+
+class Proof(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file. `transaction` and `receipt` are nodes of the block's two tries."""
+
+    format: Literal["aigen-proof-1"]
+    genesis_hash: HashHex
+    way: Way
+    transaction_index: Annotated[int, Meta(ge=0, lt=BLOCK_TRANSACTIONS_MAX)]
+    transaction: NodesHex
+    receipt: NodesHex
+    standing: Standing | None
+
+    def encode(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+
+
+def decode(data: bytes) -> Proof:
+    """Raises BadInput for anything that is not one proof within the limits, canonically encoded."""
+    if len(data) > PROOF_BYTES_MAX:
+        raise BadInput(f"a proof of {len(data)} bytes, at most {PROOF_BYTES_MAX} are read")
+    try:
+        proof = msgspec.json.decode(data, type=Proof)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(f"not a proof of this version: {error}") from error
+    if proof.encode() != data:
+        raise BadInput("not a proof as it was made: its text was written anew, ask for the file itself")
+    return proof
+
+
+def shown(data: bytes) -> str:
+    return f"0x{data.hex()}"
+
+
+def _bytes(text: str) -> bytes:
+    return bytes.fromhex(text[2:])
+
+
+def _all_bytes(texts: tuple[str, ...]) -> tuple[bytes, ...]:
+    return tuple(map(_bytes, texts))
+
+
+@dataclass(frozen=True)
+class ProvenBlock:
+    """A block that is final, and who voted for it, out of how many."""
+
+    number: int
+    hash: bytes
+    timestamp: int
+    signers: tuple[Address, ...]
+    authority_count: int
+
+
+@dataclass(frozen=True)
+class Proven:
+    """What a proof shows. `sender` signed the transaction that made the event; `standing` is the newest block in whose
+    state the event is shown to hold, None without such a part; `changes` are the blocks that changed the authorities on
+    the way."""
+
+    event: ContractEvent
+    sender: Address
+    transaction_hash: TransactionHash
+    block: ProvenBlock
+    standing: ProvenBlock | None
+    changes: tuple[int, ...]
+
+
+def check(data: bytes, genesis: GenesisBlock, chain_id: int) -> Proven:
+    """What the file proves. Raises BadInput unless all of it holds."""
+    proof = decode(data)
+    if proof.genesis_hash != shown(genesis.hash):
+        raise BadInput(
+            f"the proof is of the network with genesis {proof.genesis_hash}, the genesis file given is of "
+            f"{shown(genesis.hash)}: take the genesis file of its network"
+        )
+    try:
+        return _check(proof, genesis, chain_id)
+    except (BadPeer, BadInput) as error:
+        raise BadInput(f"the proof does not hold: {error}") from error
+
+
+def _check(proof: Proof, genesis: GenesisBlock, chain_id: int) -> Proven:
+    trail = _Trail(genesis)
+    header, block = trail.follow(proof.way)
+    transaction = transactions.decode(
+        _item(proof.transaction, header.transaction_root, proof.transaction_index), chain_id, header.gas_limit
+    )
+    event = provable_event(_item(proof.receipt, header.receipt_root, proof.transaction_index))
+    if isinstance(event, ModelRegistered) and event.admin != transaction.sender:
+        raise BadInput(f"{shown(event.admin)} registered the model and {shown(transaction.sender)} signed")
+    standing = None if proof.standing is None else _check_standing(trail, proof.standing, event)
+    return Proven(event, transaction.sender, transaction.hash, block, standing, tuple(trail.changes))
+
+
+def _item(nodes: tuple[str, ...], root: bytes, index: int) -> bytes:
+    return witness.proven(_all_bytes(nodes), lambda found: witness.item(found, bytes(root), index))
+
+
+class _Trail:
+    """The authorities the checker believes in, block by block."""
+
+    def __init__(self, genesis: GenesisBlock) -> None:
+        self._genesis_hash = genesis.hash
+        self._authorities = accounts.fold(Accounts(), genesis.events).authorities
+        self._number = 0
+        self.changes: list[int] = []
+
+    def follow(self, way: Way) -> tuple[CancunBlockHeader, ProvenBlock]:
+        """Take every change of a way, and come to its block. Raises BadPeer or BadInput."""
+        for change in way.changes:
+            header, block = self._take(change.block)
+            after = _authorities(change.authorities, header)
+            if after == self._authorities:
+                raise BadInput(f"block {block.number} does not change the authorities")
+            self._authorities = after
+            self.changes.append(block.number)
+        return self._take(way.block)
+
+    def _take(self, final: FinalBlock) -> tuple[CancunBlockHeader, ProvenBlock]:
+        parent, header = seal.decode_header(_bytes(final.parent)), seal.decode_header(_bytes(final.header))
+        number = int(header.block_number)
+        if header.parent_hash != parent.hash:
+            raise BadInput(f"block {number}: the parent's header is of another block")
+        if number < self._number:
+            raise BadInput(f"block {number}: it comes after block {self._number}")
+        certificate = self._certificate(final, header)
+        seal.check_certificate(certificate, self._genesis_hash, header, tuple(self._authorities))
+        if _authorities(final.authorities, parent) != self._authorities:
+            raise BadInput(f"block {number}: those who voted are not the authorities of its time")
+        self._number = number
+        signers = seal.voters(certificate, self._genesis_hash)
+        return header, ProvenBlock(number, bytes(header.hash), header.timestamp, signers, len(self._authorities))
+
+    def _certificate(self, final: FinalBlock, header: CancunBlockHeader) -> Certificate:
+        needed = quorum(len(self._authorities))
+        if len(final.votes) != needed:
+            raise BadInput(f"block {header.block_number}: {len(final.votes)} votes, a proof has the {needed} it needs")
+        descendants = _all_bytes(final.descendants)
+        voted = seal.decode_header(descendants[-1]) if descendants else header
+        return Certificate(bytes(voted.hash), seal.iteration_of(voted), _all_bytes(final.votes), descendants)
+
+
+def _authorities(nodes: tuple[str, ...], header: CancunBlockHeader) -> frozenset[Address]:
+    """Who the authorities are in the state after a block."""
+    return witness.proven(_all_bytes(nodes), lambda found: witness.authorities(found, bytes(header.state_root)))
+
+
+def provable_event(encoded_receipt: bytes) -> ContractEvent:
+    """The one event of a receipt that proofs are about. Raises BadInput for a receipt without one."""
+    receipt = _decode_receipt(encoded_receipt)
+    if receipt.state_root != SUCCEEDED:
+        raise BadInput("the transaction failed")
+    events = [_decode_log(log) for log in receipt.logs]
+    found = [event for event in events if isinstance(event, ModelRegistered | TierGranted | ShardsAnnounced)]
+    if len(found) != 1:
+        raise BadInput(f"the transaction made {len(found)} events of those that are proved, a proof is of one")
+    return found[0]
+
+
+def _decode_receipt(encoded: bytes) -> Receipt:
+    # EIP-2718: a receipt of another type than legacy begins with that type, and no RLP list begins with such a byte.
+    typed = encoded[0] == transactions.DYNAMIC_FEE_TYPE
+    try:
+        return rlp.decode(encoded[1:] if typed else encoded, Receipt)
+    except (rlp.exceptions.RLPException, ValueError, TypeError, RecursionError) as error:
+        raise BadInput("what stands in the receipt's place is none") from error
+
+
+def _decode_log(log: Log) -> ContractEvent | None:
+    topics = [topic.to_bytes(32) for topic in log.topics]
+    return decode_log(bytes(log.address), topics, bytes(log.data))
+
+
+def _check_standing(trail: _Trail, standing: Standing, event: ContractEvent) -> ProvenBlock:
+    if layout.standing_in(event) is None:
+        raise BadInput(f"no state tells whether {type(event).__name__} still stands")
+    header, block = trail.follow(standing.way)
+    if not witness.proven(_all_bytes(standing.state), lambda found: stands(found, bytes(header.state_root), event)):
+        raise BadInput(f"the state of block {block.number} does not say what the event says")
+    return block
+
+
+def stands(found: witness.Witness, state_root: bytes, event: ContractEvent) -> bool:
+    """Whether the state with this root still says what the event says. Raises BadInput; False when no state tells."""
+    contract = layout.standing_in(event)
+    return contract is not None and layout.stands(event, witness.storage(found, state_root, contract))
