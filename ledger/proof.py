@@ -4,21 +4,13 @@ A proof shows a transaction and its receipt in a final block by Merkle-Patricia 
 header, and the header by the finalising votes of a quorum of the authorities. A contract logs an event only if it
 accepted the sender, and the contracts' code is fixed by genesis: a ModelRegistered log is an admin's.
 
-**Who the authorities are.** The checker begins with those of genesis. Two things make a block final to it:
-
-1. a quorum of the authorities it believes in voted for it (or for a descendant: see ledger.seal), and
-2. the state of the block's parent says, by a storage proof of `Accounts._authorities`, that they are the authorities
-   in force for this block.
-
-A block that changes them has a place in `changes`: it is final by those before it, and its own state says who comes
-after. The second condition is what makes leaving out a change useless. Votes alone would not do: when seven
-authorities follow one, that one's honest vote is a quorum of the set it was, and no quorum of the set in force. With
-both, it is enough that of every set of authorities the checker comes to believe in, fewer than a third ever signed
-against the rules. Then among a quorum's voters is an honest one; it executed the block and all before it, so the
-parent's state is the ledger's own, the set is the one in force, and its quorum made the block final (Chan and Pass,
-eprint 2023/463). The same holds for votes for a descendant, because nobody votes on a child of a block that changes
-the authorities before that block is final. A change that this does not ask for, such as one that was undone, need not
-be shown.
+**Who the authorities are.** The checker begins with those of genesis, whose epoch bears the genesis hash. A block that
+changes them ends an epoch and gives the next one its hash; it has a place in `changes`: it is final by those before
+it, and its own state says, by a storage proof of `Accounts._authorities`, who comes after. A vote signs the name of its
+epoch (ledger.seal), so it counts for the set it was cast in and for no other, and no change can be left out. Without
+that name, when seven authorities follow one, that one's honest vote would be a quorum of the set it was, and is no
+quorum of the set in force. It is enough that of every set of authorities fewer than a third ever signed against the
+rules: then a quorum's votes in their own epoch made the block final (Chan and Pass, eprint 2023/463).
 
 **What no such proof can do.** Whoever holds the keys of two thirds of a set that was in force once, removed or not,
 can sign another history after it; a storage proof does not help, its root would be theirs. Removed authorities must
@@ -50,7 +42,7 @@ from genesis.block import GenesisBlock
 from ledger import accounts, seal, transactions, witness
 from ledger.accounts import Accounts
 from ledger.block import BLOCK_TRANSACTIONS_MAX
-from ledger.seal import HEADER_BYTES_MAX, Certificate, quorum
+from ledger.seal import HEADER_BYTES_MAX, VANITY_SIZE, Certificate, quorum
 
 FORMAT = "aigen-proof-1"
 
@@ -83,13 +75,11 @@ NodesHex = Annotated[tuple[Annotated[str, _hex_of(NODE_BYTES_MAX)], ...], Meta(m
 
 class FinalBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A block and why it is final. `votes` are exactly a quorum, for it or for the last of `descendants`; headers are
-    RLP; `authorities` are nodes of the parent's state."""
+    RLP."""
 
-    parent: HeaderHex
     header: HeaderHex
     descendants: Annotated[tuple[HeaderHex, ...], Meta(max_length=DESCENDANTS_MAX)]
     votes: Annotated[tuple[VoteHex, ...], Meta(max_length=AUTHORITIES_MAX)]
-    authorities: NodesHex
 
 
 class Change(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -213,7 +203,7 @@ class _Trail:
     """The authorities the checker believes in, block by block."""
 
     def __init__(self, genesis: GenesisBlock) -> None:
-        self._genesis_hash = genesis.hash
+        self._epoch = genesis.hash
         self._authorities = accounts.fold(Accounts(), genesis.events).authorities
         self._number = 0
         self.changes: list[int] = []
@@ -225,23 +215,21 @@ class _Trail:
             after = _authorities(change.authorities, header)
             if after == self._authorities:
                 raise BadInput(f"block {block.number} does not change the authorities")
-            self._authorities = after
+            self._authorities, self._epoch = after, block.hash
             self.changes.append(block.number)
         return self._take(way.block)
 
     def _take(self, final: FinalBlock) -> tuple[CancunBlockHeader, ProvenBlock]:
-        parent, header = seal.decode_header(_bytes(final.parent)), seal.decode_header(_bytes(final.header))
+        header = seal.decode_header(_bytes(final.header))
         number = int(header.block_number)
-        if header.parent_hash != parent.hash:
-            raise BadInput(f"block {number}: the parent's header is of another block")
+        if header.extra_data[:VANITY_SIZE] != seal.vanity(self._epoch):
+            raise BadInput(f"block {number}: it is not of the epoch that began with {shown(self._epoch)}")
         if number < self._number:
             raise BadInput(f"block {number}: it comes after block {self._number}")
         certificate = self._certificate(final, header)
-        seal.check_certificate(certificate, self._genesis_hash, header, tuple(self._authorities))
-        if _authorities(final.authorities, parent) != self._authorities:
-            raise BadInput(f"block {number}: those who voted are not the authorities of its time")
+        seal.check_certificate(certificate, header, self._epoch, tuple(self._authorities))
         self._number = number
-        signers = seal.voters(certificate, self._genesis_hash)
+        signers = seal.voters(certificate)
         return header, ProvenBlock(number, bytes(header.hash), header.timestamp, signers, len(self._authorities))
 
     def _certificate(self, final: FinalBlock, header: CancunBlockHeader) -> Certificate:
@@ -250,7 +238,9 @@ class _Trail:
             raise BadInput(f"block {header.block_number}: {len(final.votes)} votes, a proof has the {needed} it needs")
         descendants = _all_bytes(final.descendants)
         voted = seal.decode_header(descendants[-1]) if descendants else header
-        return Certificate(bytes(voted.hash), seal.iteration_of(voted), _all_bytes(final.votes), descendants)
+        return Certificate(
+            self._epoch, bytes(voted.hash), seal.iteration_of(voted), _all_bytes(final.votes), descendants
+        )
 
 
 def _authorities(nodes: tuple[str, ...], header: CancunBlockHeader) -> frozenset[Address]:

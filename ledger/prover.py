@@ -1,6 +1,6 @@
 """Making the proofs that ledger.proof checks, out of the ledger's own store.
 
-Owns the search for the event, and for the changes of the authorities that a proof has to take. Reads what is final and
+Owns the search for the event, and the way from genesis through the changes of the authorities. Reads what is final and
 writes nothing; knows no models, only the events it is asked about.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from eth.db.trie import make_trie_root_and_nodes
-from eth.vm.forks.cancun.blocks import CancunBlockHeader
 
 from contracts.errors import Conflict, NoSpace, NotFound
 from contracts.events import ContractEvent
@@ -33,6 +32,7 @@ class Reader(Protocol):
     def sealed(self, number: int) -> SealedBlock: ...
     def record(self, number: int) -> BlockRecord: ...
     def receipts(self, number: int) -> list[bytes]: ...
+    def number_of(self, block_hash: bytes) -> int | None: ...
     def state_node(self, key: bytes) -> bytes | None: ...
 
 
@@ -95,45 +95,41 @@ def _standing(store: Reader, guide: _Guide, head: int, event: ContractEvent) -> 
 
 
 class _Guide:
-    """Leads from genesis to final blocks, each at or after the one before, by the changes that a checker must see."""
+    """Leads from genesis to final blocks, each at or after the one before, through every epoch on the way."""
 
     def __init__(self, store: Reader) -> None:
         self._store = store
-        self._number = 0
-        """A block after which the authorities are those the checker believes in."""
-        self._believed = self._authorities(0)[0]
-
-    def _header(self, number: int) -> CancunBlockHeader:
-        return self._store.sealed(number).header()
+        self._epoch = store.record(0).hash
+        """The one the checker has come to, and how many authorities it has."""
+        self._authority_count = len(self._authorities(0)[0])
 
     def _authorities(self, number: int) -> tuple[frozenset[Address], tuple[bytes, ...]]:
         """The authorities after a block, and the nodes of its state that say so."""
-        root = bytes(self._header(number).state_root)
+        root = bytes(self._store.sealed(number).header().state_root)
         return witness.gathered(self._store.state_node, lambda found: witness.authorities(found, root))
 
     def lead(self, number: int) -> Way:
-        changes: list[Change] = []
-        while self._authorities(number - 1)[0] != self._believed:
-            if len(changes) == CHANGES_MAX:
+        changes = tuple(self._change(change) for change in self._changes_before(number))
+        return Way(changes, self._final(number))
+
+    def _changes_before(self, number: int) -> list[int]:
+        """The blocks that began the epochs after the checker's, up to a block's own, oldest first."""
+        found: list[int] = []
+        while (epoch := self._store.sealed(number).certificate.epoch) != self._epoch:
+            begun = self._store.number_of(epoch)
+            assert begun is not None, "every epoch began with a final block"
+            if len(found) == CHANGES_MAX:
                 raise NoSpace(
                     f"the proof needs more than {CHANGES_MAX} changes of the authorities, the most it can have"
                 )
-            changes.append(self._next_change(number - 1))
-        self._number = number - 1
-        return Way(tuple(changes), self._final(number))
+            found.insert(0, begun)
+            number = begun
+        return found
 
-    def _next_change(self, last: int) -> Change:
-        """A change from the authorities believed in to others, at or before block `last`, which has others."""
-        before, after = self._number, last
-        while after - before > 1:
-            middle = (before + after) // 2
-            if self._authorities(middle)[0] == self._believed:
-                before = middle
-            else:
-                after = middle
-        block = self._final(after)
-        self._number = after
-        self._believed, nodes = self._authorities(after)
+    def _change(self, number: int) -> Change:
+        block = self._final(number)
+        authorities, nodes = self._authorities(number)
+        self._epoch, self._authority_count = self._store.record(number).hash, len(authorities)
         return Change(block, _shown_all(nodes))
 
     def _final(self, number: int) -> FinalBlock:
@@ -144,11 +140,8 @@ class _Guide:
                 f"block {number}: the votes that made it final are {len(certificate.descendants)} blocks after it, "
                 f"a proof can have {DESCENDANTS_MAX}"
             )
-        _, nodes = self._authorities(number - 1)
         return FinalBlock(
-            parent=shown(self._store.sealed(number - 1).header_rlp),
             header=shown(sealed.header_rlp),
             descendants=_shown_all(certificate.descendants),
-            votes=_shown_all(certificate.votes[: quorum(len(self._believed))]),
-            authorities=_shown_all(nodes),
+            votes=_shown_all(certificate.votes[: quorum(self._authority_count)]),
         )
