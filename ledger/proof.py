@@ -44,10 +44,8 @@ from ledger.accounts import Accounts
 from ledger.block import BLOCK_TRANSACTIONS_MAX
 from ledger.seal import HEADER_BYTES_MAX, VANITY_SIZE, Certificate, quorum
 
-FORMAT = "aigen-proof-1"
-
 PROOF_BYTES_MAX = 8 << 20
-"""A usual one takes about 20 kB."""
+"""A usual one takes about 10 kB."""
 
 CHANGES_MAX = 256
 """Changes of the authorities that one way from genesis may take."""
