@@ -29,6 +29,8 @@ from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
+from ledger.proof import Proof
+from ledger.prover import Shows, prove
 from ledger.record import BlockRecord
 from ledger.simplex import Ballot
 from ledger.store import Store
@@ -180,15 +182,14 @@ class Ledger:
         record = self._chain.store.record(place[0])
         return Receipt(record.transactions[place[1]], place[1], record.number, record.hash, record.timestamp)
 
+    def prove(self, shows: Shows) -> Proof:
+        """A proof of the newest event that `shows` picks; see ledger.prover."""
+        return prove(self._chain.store, self._chain.tip.number, shows)
+
     def account(self, address: Address) -> Account:
         accounts = self._chain.tip.accounts
-        return Account(
-            address,
-            self._pool.next_nonce(address, self._chain.nonce(address)),
-            address in accounts.enrolled,
-            address in accounts.admins,
-            address in accounts.authorities,
-        )
+        roles = (address in accounts.enrolled, address in accounts.admins, address in accounts.authorities)
+        return Account(address, self._pool.next_nonce(address, self._chain.nonce(address)), *roles)
 
     def is_pending(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._pool

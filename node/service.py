@@ -19,6 +19,8 @@ from contracts.errors import Busy, NotFound, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, NodeId, TransactionHash, Version
 from ledger.ledger import Ledger
+from ledger.proof import Proof
+from ledger.prover import Shows
 from ledger.transactions import Transaction
 from ledger.wallet import Wallet
 from node import views
@@ -103,6 +105,8 @@ class Service:
     steps: Steps
     agreement: Agreement = field(default_factory=Agreement)
     started_at: int = field(default_factory=lambda: int(time.time()))
+    _proving: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    """A search for an event may read the whole ledger: one at a time."""
     _checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = field(default_factory=dict)
 
     @property
@@ -152,6 +156,9 @@ class Service:
 
     def receipt(self, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
         return views.receipt_info(self.ledger, transaction_hash)
+
+    async def prove(self, shows: Shows) -> Proof:
+        return await trio.to_thread.run_sync(self.ledger.prove, shows, limiter=self._proving)
 
     # This node
 

@@ -28,6 +28,7 @@ COMMANDS = {
     ),
     "node": ("node.cli.network", "node", "The members of the network."),
     "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
+    "proof": ("node.cli.proof", "proof", "Proofs of what is on the ledger, checked with its genesis file alone."),
     "ledger": (
         "node.cli.ledger",
         "ledger",

@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 import msgspec
 
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
+from ledger.proof import Proof
+from ledger.prover import Shows
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters
 
@@ -333,6 +335,10 @@ class NodePort(Protocol):
 
     def receipt(self, transaction_hash: TransactionHash) -> ReceiptInfo | None:
         """None until the transaction is in a final block."""
+        ...
+
+    async def prove(self, shows: Shows) -> Proof:
+        """The proof of the newest event that `shows` picks. Raises NotFound, or Conflict when genesis has it."""
         ...
 
     # This node
