@@ -27,6 +27,7 @@ from ledger import seal
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
+from ledger.history import History
 from ledger.keys import Key
 from ledger.pool import Pool
 from ledger.record import BlockRecord, TransactionRecord
@@ -99,6 +100,7 @@ class Ledger:
         self._pool_grew = trio.Event()
         self._disk_failed = trio.Event()
         self._pool = Pool()
+        self.history = History(chain, self._next_timestamp)
         self._blocks_sealed = 0
         self._blocks_imported = 0
         self._recover_journal()
@@ -222,6 +224,9 @@ class Ledger:
 
     def is_pending(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._pool
+
+    def pending_transaction(self, transaction_hash: TransactionHash) -> Transaction | None:
+        return self._pool.find(transaction_hash)
 
     def statistics(self) -> LedgerStatistics:
         return LedgerStatistics(self._chain.tip.number, len(self._pool), self._blocks_sealed, self._blocks_imported)

@@ -20,7 +20,7 @@ class Pool:
     def __init__(self) -> None:
         self._by_sender: dict[Address, dict[int, tuple[int, Transaction]]] = {}
         """Of each account the sequence number and transaction by nonce, in nonce order."""
-        self._known: set[TransactionHash] = set()
+        self._known: dict[TransactionHash, Transaction] = {}
         self._size_bytes = 0
         self.sequence = 0
         """Of the newest transaction taken in; grows with each."""
@@ -30,6 +30,9 @@ class Pool:
 
     def __contains__(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._known
+
+    def find(self, transaction_hash: TransactionHash) -> Transaction | None:
+        return self._known.get(transaction_hash)
 
     @property
     def senders(self) -> Collection[Address]:
@@ -62,7 +65,7 @@ class Pool:
         assert sequence > self.sequence
         assert transaction.nonce not in self._by_sender.get(transaction.sender, ())
         self._by_sender.setdefault(transaction.sender, {})[transaction.nonce] = (sequence, transaction)
-        self._known.add(transaction.hash)
+        self._known[transaction.hash] = transaction
         self._size_bytes += len(transaction.raw)
         self.sequence = sequence
 
@@ -102,5 +105,5 @@ class Pool:
             del waiting[transaction.nonce]
             if not waiting:
                 del self._by_sender[transaction.sender]
-            self._known.remove(transaction.hash)
+            del self._known[transaction.hash]
             self._size_bytes -= len(transaction.raw)

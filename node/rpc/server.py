@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from contracts.errors import BadInput, Conflict, NotAllowed
+from ledger.ledger import Ledger
 from node.config import RpcSettings
 from node.rpc import methods as aigen_methods
+from node.rpc.ethereum import Ethereum
 from node.rpc.guard import Guard
 from node.rpc.http import RpcApp
 from node.rpc.jsonrpc import Dispatcher, Method
@@ -93,6 +96,8 @@ class LimitedListener(trio.abc.Listener[Connection]):
 
     async def accept(self) -> Connection:
         stream = await self._listener.accept()
+        # A WebSocket may be silent for long: let the kernel find out when its other end is gone without a word.
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         try:
             await self._slots.acquire()
         except trio.Cancelled:
@@ -105,7 +110,7 @@ class LimitedListener(trio.abc.Listener[Connection]):
 
 
 class RpcServer:
-    """The RPC room of one node. `methods` are AIGEN's unless others are given."""
+    """The RPC room of one node. `methods` are AIGEN's unless others are given; with a ledger, Ethereum's as well."""
 
     def __init__(
         self,
@@ -113,6 +118,7 @@ class RpcServer:
         settings: RpcSettings,
         limits: RpcLimits | None = None,
         *,
+        ledger: Ledger | None = None,
         methods: Mapping[str, Method] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -120,7 +126,11 @@ class RpcServer:
         self._node = node
         self._settings = settings
         self._limits = limits or RpcLimits.of(settings)
-        self._methods = aigen_methods.table(node) if methods is None else methods
+        self._ethereum = None if ledger is None else Ethereum(ledger, self._limits)
+        self._methods = {
+            **(aigen_methods.table(node) if methods is None else methods),
+            **(self._ethereum.table() if self._ethereum is not None else {}),
+        }
         self._clock = clock
         self._app: RpcApp | None = None
         self._live: set[Connection] = set()
@@ -147,7 +157,7 @@ class RpcServer:
                 listener.socket.close()
             raise
         dispatcher = Dispatcher(self._methods, self._limits.batch_concurrency, aigen_methods.ORDERED)
-        self._app = RpcApp(self._node, dispatcher, self._limits, loopback, self._clock)
+        self._app = RpcApp(self._node, dispatcher, self._limits, loopback, self._clock, self._ethereum)
         guard = Guard(self._app.asgi(), self._settings, self._limits, loopback)
         slots = trio.Semaphore(self._limits.connections)
         config = self._hypercorn_config()
