@@ -47,8 +47,10 @@ class Pool:
         waiting = len(self._by_sender.get(transaction.sender, ()))
         expected = self.next_nonce(transaction.sender, state_nonce)
         if transaction.nonce != expected:
-            why = "is used" if transaction.nonce < expected else "leaves a gap"
-            raise Conflict(f"nonce {transaction.nonce} {why}: the next of 0x{transaction.sender.hex()} is {expected}")
+            # Ethereum's libraries look for "nonce too low" and "nonce too high".
+            why = "low: {} is used" if transaction.nonce < expected else "high: {} leaves a gap"
+            wrong = f"nonce too {why.format(transaction.nonce)}"
+            raise Conflict(f"{wrong}: the next of 0x{transaction.sender.hex()} is {expected}")
         if waiting >= POOL_SENDER_TRANSACTIONS_MAX:
             raise Busy(
                 f"{waiting} transactions of this account wait already, at most {POOL_SENDER_TRANSACTIONS_MAX} do: "

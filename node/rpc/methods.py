@@ -321,7 +321,7 @@ async def chat_completion(node: NodePort, context: Context, given: params.ChatPa
     account = require_known(node, context.caller, "chatCompletion")
     if given.stream and context.notify is None:
         raise BadInput(
-            "a stream needs a POST of its own, with named params and an id; a batch and a WebSocket have none"
+            "a stream needs a POST of its own, with named params and an id: no batch, no WebSocket"
         )
     parameters = given.parameters()
     model = find_active_model(node, given.model_id, given.version)
