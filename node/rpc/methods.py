@@ -320,9 +320,7 @@ async def verify_shards(node: NodePort, context: Context, given: params.HeldPara
 async def chat_completion(node: NodePort, context: Context, given: params.ChatParams) -> Any:
     account = require_known(node, context.caller, "chatCompletion")
     if given.stream and context.notify is None:
-        raise BadInput(
-            "a stream needs a POST of its own, with named params and an id: no batch, no WebSocket"
-        )
+        raise BadInput("a stream needs a POST of its own, with named params and an id: not in a batch or a WebSocket")
     parameters = given.parameters()
     model = find_active_model(node, given.model_id, given.version)
     await require_tier(node, account, model)

@@ -62,11 +62,15 @@ class Connection(trio.abc.HalfCloseableStream):
         self._stream = stream
         self._write_timeout_s = write_timeout_s
         self.socket = stream.socket
+        self.tasks = trio.CancelScope()
+        """Around everything that serves this client."""
 
     async def send_all(self, data: bytes | memoryview) -> None:
         with trio.move_on_after(self._write_timeout_s) as scope:
             await self._stream.send_all(data)
         if scope.cancelled_caught:
+            # hypercorn would take the failure for the client's leaving, and go on reading from one that has not left.
+            self.abort()
             raise trio.BrokenResourceError(f"the client took nothing for {self._write_timeout_s:g} s")
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -82,8 +86,10 @@ class Connection(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
     def abort(self) -> None:
-        """Whoever waits on the socket wakes with ClosedResourceError, under a shield too."""
+        """Whoever waits on the socket wakes with ClosedResourceError, under a shield too. The rest is cancelled: it may
+        wait for a task of the connection that no longer takes anything."""
         self.socket.close()
+        self.tasks.cancel()
 
 
 class LimitedListener(trio.abc.Listener[Connection]):
@@ -169,7 +175,8 @@ class RpcServer:
             self._connections_total += 1
             try:
                 state = ConnectionState({"connection": connection})
-                await TCPServer(application, config, context, state, cast(Any, connection)).run()
+                with connection.tasks:
+                    await TCPServer(application, config, context, state, cast(Any, connection)).run()
             except Exception:
                 # One connection's surprise in the HTTP library is not the node's end.
                 logger.exception("a connection was dropped for a bug in the HTTP server")

@@ -18,6 +18,7 @@ from starlette.websockets import WebSocket
 
 from ledger.history import Criteria
 from node.rpc import jsonrpc
+from node.rpc.guard import Connection
 from node.rpc.jsonrpc import Batch, Call, Incoming
 from node.rpc.limits import RpcLimits
 from node.rpc.methods import Subscriber
@@ -72,18 +73,25 @@ class Session:
         self._websocket = websocket
         self._overflow = overflow
         self._subscriptions = subscriptions
+        self._connection: Connection = websocket.scope["state"]["connection"]
+        """Cut, not left, when the session ends before the client does: hypercorn would wait for ever to hand over to it
+        what the client still sends."""
         self._sending = trio.Lock()
         self._under_way = trio.Semaphore(app.limits.websocket_calls)
 
     async def run(self) -> None:
         """Accept, and answer until either side ends it."""
         await self._websocket.accept()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_after_overflow, nursery.cancel_scope)
-            if self._subscriptions is not None:
-                nursery.start_soon(self._subscriptions.run, self._tell)
-            await self._read(nursery)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_after_overflow)
+                if self._subscriptions is not None:
+                    nursery.start_soon(self._subscriptions.run, self._tell)
+                await self._read(nursery)
+                nursery.cancel_scope.cancel()
+        except Exception:
+            self._connection.abort()
+            raise
 
     async def _read(self, nursery: trio.Nursery) -> None:
         """Take messages until the client leaves. While as many as may be are under way none is read, so that a client
@@ -124,14 +132,12 @@ class Session:
         await self._send(jsonrpc.notification(method, params))
 
     async def _send(self, body: bytes) -> None:
+        """A client that takes nothing is cut off by the connection's own deadline, and this session with it."""
         async with self._sending:
-            with trio.move_on_after(self._app.limits.write_timeout_s) as scope:
-                await self._websocket.send_text(body.decode())
-            if scope.cancelled_caught:
-                self._websocket.scope["state"]["connection"].abort()
+            await self._websocket.send_text(body.decode())
 
-    async def _end_after_overflow(self, session: trio.CancelScope) -> None:
+    async def _end_after_overflow(self) -> None:
         """A message was too large, and the client is being told so: give it time to see that."""
         await self._overflow.wait()
         await trio.sleep(self._app.limits.drain_timeout_s)
-        session.cancel()
+        self._connection.abort()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +32,15 @@ class Served:
     ledger: Ledger
     host: str
     port: int
+    nursery: trio.Nursery
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
+
+    def seal(self) -> None:
+        """Begin to make blocks."""
+        self.nursery.start_soon(self.ledger.seal, AUTHORITY)
 
     async def answer(self, method: str, *params: Any) -> dict[str, Any]:
         """The whole response to one call."""
@@ -72,13 +77,16 @@ async def serving(
     *,
     sealing: bool = True,
     deadline_s: float = DEADLINE_S,
+    clock: Callable[[], float] = lambda: NOW,
+    node: FakeNode | None = None,
 ) -> AsyncIterator[Served]:
     """A running server over a new ledger; cancelled and gone afterwards."""
     with open_ledger(path / "ledger", clock=quick_clock) as ledger, trio.fail_after(deadline_s):
-        server = RpcServer(FakeNode(), settings or RpcSettings(port=0), limits, ledger=ledger, clock=lambda: NOW)
+        server = RpcServer(node or FakeNode(), settings or RpcSettings(port=0), limits, ledger=ledger, clock=clock)
         async with trio.open_nursery() as nursery:
             urls = await nursery.start(server.serve)
+            served = Served(server, ledger, "127.0.0.1", int(urls[0].rpartition(":")[2]), nursery)
             if sealing:
-                nursery.start_soon(ledger.seal, AUTHORITY)
-            yield Served(server, ledger, "127.0.0.1", int(urls[0].rpartition(":")[2]))
+                served.seal()
+            yield served
             nursery.cancel_scope.cancel()
