@@ -144,6 +144,9 @@ class History:
         """The Cancun header of a final block."""
         return decode_header(self._header_rlp(number))
 
+    def block_hash(self, number: int) -> bytes:
+        return bytes(keccak(self._header_rlp(number)))
+
     def block(self, number: int) -> FinalBlock:
         sealed = self._store.sealed(number)
         return FinalBlock(

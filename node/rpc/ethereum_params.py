@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from contracts.errors import BadInput
 from contracts.types import Address, TransactionHash
@@ -22,8 +22,8 @@ QUANTITY_PATTERN = re.compile(r"0x(0|[1-9a-fA-F][0-9a-fA-F]{0,63})")
 DATA_PATTERN = re.compile(r"0x(?:[0-9a-fA-F]{2})*")
 SLOT_PATTERN = re.compile(r"0x[0-9a-fA-F]{1,64}")
 
-TAGS = ("latest", "safe", "finalized", "earliest", "pending")
 Tag = Literal["latest", "safe", "finalized", "earliest", "pending"]
+TAGS = get_args(Tag)
 
 TOPICS_MAX = 4
 """Topics a log can have."""
@@ -190,7 +190,7 @@ def percentiles(name: str, given: Any) -> tuple[float, ...]:
 
 def block_number(name: str, given: Any) -> int | Tag:
     if isinstance(given, str) and given in TAGS:
-        return given  # type: ignore[return-value]
+        return cast(Tag, given)
     if not isinstance(given, str) or QUANTITY_PATTERN.fullmatch(given) is None:
         raise BadInput(f"{name} is {_brief(given)}; it is a quantity or one of {', '.join(TAGS)}")
     return int(given, 16)

@@ -77,7 +77,7 @@ def search(history: History, criteria: Criteria, start: int, stop: int, limits: 
 def new_hashes(history: History, cursor: Cursor, head: int, limits: RpcLimits) -> tuple[list[Any], int]:
     """Hashes of new blocks, and where to go on."""
     stop = min(cursor.end(head), cursor.next_block + limits.log_blocks)
-    return [encoding.data(history.header(n).hash) for n in range(cursor.next_block, stop)], stop
+    return [encoding.data(history.block_hash(n)) for n in range(cursor.next_block, stop)], stop
 
 
 def new_heads(history: History, cursor: Cursor, head: int) -> tuple[list[Any], int]:

@@ -65,7 +65,7 @@ class RpcApp:
         self._loopback = loopback
         self._clock = clock
         self._turns = trio.Semaphore(limits.concurrent_requests)
-        self._websockets = 0
+        self.websockets = 0
         self.requests_done = 0
         self.requests_refused = 0
 
@@ -110,15 +110,15 @@ class RpcApp:
             await websocket.send_denial_response(await self._on_turned(websocket, error))
             return
         subscriptions = None if self._ethereum is None else self._ethereum.subscriptions()
-        self._websockets += 1
+        self.websockets += 1
         try:
             await Session(self, websocket, websocket.scope["state"]["overflow"], subscriptions).run()
         finally:
-            self._websockets -= 1
+            self.websockets -= 1
 
     def _check_room(self) -> None:
         bound = self._limits.websockets
-        if self._websockets >= bound:
+        if self.websockets >= bound:
             line = f"{bound} WebSocket connections are open already: use POST /, or try again later"
             raise Turned(503, Busy(line), {"retry-after": str(RETRY_AFTER_S)})
 
@@ -131,13 +131,12 @@ class RpcApp:
         """A message's answer. What HTTP would refuse with a status is an error of the message here."""
         if isinstance(incoming, dict):
             return jsonrpc.encode(incoming)
-        id_ = incoming.id if isinstance(incoming, Call) and not incoming.is_notification else None
         try:
             caller = self._identify(websocket)
         except Turned as error:
-            return jsonrpc.encode(jsonrpc.error_answer(error.refusal.code, str(error.refusal), id_))
+            return _refusal(incoming, error.refusal)
         if not await self.take_turn():
-            return jsonrpc.encode(jsonrpc.error_answer(Busy.code, _busy_line(self._limits), id_))
+            return _refusal(incoming, Busy(_busy_line(self._limits)))
         try:
             return await self.answer(incoming, caller, None, subscriber)
         finally:
@@ -295,6 +294,17 @@ async def _until_gone(work: Work, receive: Receive) -> None:
         nursery.start_soon(watch)
         await work()
         nursery.cancel_scope.cancel()
+
+
+def _refusal(incoming: Call | Batch, refusal: Refused) -> bytes | None:
+    """The answer to a message none of which is done; None to a notification."""
+    if isinstance(incoming, Batch):
+        return jsonrpc.encode(jsonrpc.error_answer(refusal.code, str(refusal)))
+    return (
+        None
+        if incoming.is_notification
+        else jsonrpc.encode(jsonrpc.error_answer(refusal.code, str(refusal), incoming.id))
+    )
 
 
 def _event(data: bytes) -> bytes:

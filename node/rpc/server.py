@@ -38,6 +38,10 @@ from node.rpc.port import NodePort
 logger = logging.getLogger("aigen.rpc")
 
 
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
+"""Seconds of silence before the kernel asks, seconds between its questions, questions without an answer."""
+
+
 @dataclass(frozen=True)
 class RpcStatistics:
     """What the server did since it began and is doing now."""
@@ -47,6 +51,7 @@ class RpcStatistics:
     requests_active: int
     requests_total: int
     requests_refused: int
+    websockets: int
 
 
 class Started(Protocol):
@@ -102,8 +107,10 @@ class LimitedListener(trio.abc.Listener[Connection]):
 
     async def accept(self) -> Connection:
         stream = await self._listener.accept()
-        # A WebSocket may be silent for long: let the kernel find out when its other end is gone without a word.
+        # A WebSocket may be silent for long: the kernel finds out when its other end is gone without a word.
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            stream.setsockopt(socket.IPPROTO_TCP, option, value)
         try:
             await self._slots.acquire()
         except trio.Cancelled:
@@ -150,6 +157,7 @@ class RpcServer:
             requests_active=app.requests_active if app else 0,
             requests_total=app.requests_done if app else 0,
             requests_refused=app.requests_refused if app else 0,
+            websockets=app.websockets if app else 0,
         )
 
     async def serve(self, *, task_status: Started = trio.TASK_STATUS_IGNORED) -> None:

@@ -34,7 +34,7 @@ class Overflow:
         self._event.set()
 
 
-class _BoundedBuffer(WebsocketBuffer):
+class BoundedBuffer(WebsocketBuffer):
     """Collects one message, never more than its bound (bytes, or characters of a text)."""
 
     def __init__(self, size_max: int, overflow: Overflow) -> None:
@@ -44,7 +44,6 @@ class _BoundedBuffer(WebsocketBuffer):
     def extend(self, event: Message[Any]) -> None:
         if self.length + len(event.data) > self.max_length:
             self.clear()
-            self.max_length = 0  # and nothing fits any more
             self._overflow.note()
             raise FrameTooLargeError
         super().extend(event)
@@ -55,6 +54,6 @@ def bound(send: Any, message_size_max: int) -> Overflow:
     stream = send.__self__
     assert isinstance(stream, WSStream), stream
     overflow = Overflow()
-    stream.buffer = _BoundedBuffer(message_size_max, overflow)
+    stream.buffer = BoundedBuffer(message_size_max, overflow)
     stream.handshake.extensions = None
     return overflow

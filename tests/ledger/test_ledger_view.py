@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import rlp
+from eth.exceptions import Revert
 from eth.rlp.accounts import Account as StateAccount
 from eth_hash.auto import keccak
 from trie.hexary import HexaryTrie
@@ -18,7 +19,7 @@ from contracts.calls import Call, GrantTier
 from contracts.errors import BadInput, Corrupt, Reverted
 from contracts.types import Address
 from ledger.ledger import Ledger
-from ledger.view import CallRequest, View
+from ledger.view import CallRequest, View, _Outcome
 from tests.ledger.world import (
     ADMIN,
     CONFIG,
@@ -132,6 +133,23 @@ async def test_an_estimate_suffices_and_is_not_much_more_than_that(ledger: Ledge
         receipt = await ledger.wait_receipt(sent)
     assert receipt.transaction.reason is None
     assert receipt.transaction.gas_used <= estimate
+
+
+@pytest.mark.parametrize("needed", [100_000, 103_900, 104_500, 250_000, 3_999_999, 8_000_000])
+async def test_an_estimate_of_a_call_that_looks_at_its_gas(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, needed: int
+) -> None:
+    """It uses 100,000 whatever it has, and fails with less than it wants to see; none of our contracts does so."""
+    tried: list[int] = []
+
+    def run(self: View, request: CallRequest, gas: int) -> _Outcome:
+        tried.append(gas)
+        return _Outcome(b"", None if gas >= needed else Revert(), 100_000)
+
+    monkeypatch.setattr(View, "_run", run)
+    estimate = ledger.history.view_ahead().estimate_gas(request(register()))
+    assert needed <= estimate <= needed + needed // 32
+    assert len(tried) <= 20, "each halves what is left"
 
 
 async def test_an_estimate_says_why_there_is_none(ledger: Ledger) -> None:

@@ -121,6 +121,12 @@ def test_the_worker_answers_whole_and_streamed(cluster: Cluster) -> None:
     assert "".join(texts) == stream.result["message"]["content"] == whole["message"]["content"]
 
 
+def test_every_node_answers_ethereums_methods(cluster: Cluster) -> None:
+    for node in nodes(cluster, "a", "b"):
+        with node.rpc() as rpc:
+            assert rpc.call("eth_chainId") == hex(node.ask("getChainInfo")["chain_id"])
+
+
 def test_tiers_decide_and_the_decision_is_on_every_ledger(cluster: Cluster) -> None:
     b, c = nodes(cluster, "b", "c")
     done = b.cli("chat", MODEL, "hello", "--token", token(cluster, "guest"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trio
@@ -109,6 +109,10 @@ class Client:
 
     async def send_text(self, text: str, finished: bool = True) -> None:
         await self._write(TextMessage(text, message_finished=finished))
+
+    async def send_at_once(self, contents: Sequence[Any]) -> None:
+        """Messages that arrive together."""
+        await self.stream.send_all(b"".join(self._wire.send(TextMessage(json.dumps(content))) for content in contents))
 
     async def request(self, method: str, *params: Any) -> int:
         """Send a call and do not wait; its id."""

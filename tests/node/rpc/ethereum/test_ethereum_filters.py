@@ -80,13 +80,14 @@ async def test_changes_that_are_too_many_for_one_answer_come_with_the_next(tmp_p
 
 async def test_two_who_ask_at_once_do_not_get_the_same(tmp_path: Path) -> None:
     async with serving(tmp_path) as served:
-        name = await served.ask("eth_newFilter", {})
+        filters = Filters(served.ledger, Threads(8), RpcLimits())
+        name = filters.add(Cursor(Criteria(), 1), None)
         for model in ("a", "b", "c"):
             await served.send(register(model))
         found: list[int] = []
 
         async def ask() -> None:
-            found.extend(numbers(await served.ask("eth_getFilterChanges", name)))
+            found.extend(numbers(await filters.changes(name)))
 
         async with trio.open_nursery() as nursery:
             for _ in range(8):

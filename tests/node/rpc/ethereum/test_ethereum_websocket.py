@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 import trio
-from wsproto.events import CloseConnection
+import trio.testing
+from hypercorn.protocol.ws_stream import FrameTooLargeError
+from wsproto.events import CloseConnection, TextMessage
 
 from contracts.addresses import ADDRESSES
 from node.config import RpcSettings
-from node.rpc import token
+from node.rpc import token, upgrade
+from node.rpc.following import Threads
 from node.rpc.limits import RpcLimits
+from node.rpc.subscriptions import Subscriptions
 from tests.ledger.world import ADMIN, address, enrol, raw_call, register
 from tests.node.rpc.fake import BASIC, CHAIN_ID, NOW, FakeNode
 
@@ -92,14 +96,19 @@ async def test_calls_under_way_are_bounded(tmp_path: Path) -> None:
         await client.close()
 
 
-async def test_transactions_arrive_in_the_order_they_were_sent(tmp_path: Path) -> None:
+async def test_transactions_are_taken_in_the_order_they_were_sent(tmp_path: Path) -> None:
+    """Alone and in batches, which take longer to begin with."""
     raws = [raw_call(ADMIN, nonce, register(f"model-{nonce}")) for nonce in range(20)]
     async with serving(tmp_path, sealing=False) as served:
         client = await Client.connect(served)
-        for raw in raws:
-            await client.request("eth_sendRawTransaction", f"0x{raw.hex()}")
+        calls = [
+            {"jsonrpc": "2.0", "id": nonce, "method": "eth_sendRawTransaction", "params": [f"0x{raw.hex()}"]}
+            for nonce, raw in enumerate(raws)
+        ]
+        await client.send_at_once([call if nonce % 2 else [call] for nonce, call in enumerate(calls)])
         for _ in raws:
-            assert "result" in await client.message()
+            answer = await client.message()
+            assert "result" in (answer[0] if isinstance(answer, list) else answer), answer
         assert served.ledger.pending() == raws
         await client.close()
 
@@ -226,6 +235,18 @@ async def test_who_takes_nothing_is_cut_off(tmp_path: Path) -> None:
         await until_no_connections(served)
 
 
+def test_no_more_than_one_message_is_ever_kept() -> None:
+    """However much comes after one that was too large."""
+    overflow = upgrade.Overflow()
+    buffer = upgrade.BoundedBuffer(1000, overflow)
+    buffer.extend(TextMessage("x" * 1000))
+    for _ in range(10):
+        with pytest.raises(FrameTooLargeError):
+            buffer.extend(TextMessage("x" * 600 if buffer.length else "x" * 1001))
+        assert buffer.length == 0
+        assert overflow.noted
+
+
 # Subscriptions
 
 
@@ -288,25 +309,32 @@ async def test_who_reads_late_misses_nothing(tmp_path: Path) -> None:
         await client.close()
 
 
-async def test_a_subscriptions_name_is_told_first(tmp_path: Path) -> None:
-    """While blocks are made as quickly as they can be, and in batches too."""
-    async with serving(tmp_path, sealing=False) as served:
-        client = await Client.connect(served)
-        for number in range(30):
-            await served.submit(register(f"model-{number}"))
-        served.seal()
-        for _ in range(5):
-            await client.send(
-                [{"jsonrpc": "2.0", "id": id_, "method": "eth_subscribe", "params": ["newHeads"]} for id_ in (1, 2)]
-            )
-        names: set[str] = set()
-        while len(names) < 10:
-            content = await client.message()
-            if isinstance(content, list):
-                names |= {answer["result"] for answer in content}
-            else:
-                assert content["params"]["subscription"] in names
-        await client.close()
+async def test_a_subscription_begins_when_its_name_has_been_told(tmp_path: Path) -> None:
+    """Nothing of it is told before, and no block of the time between is missed."""
+    async with serving(tmp_path) as served, trio.open_nursery() as nursery:
+        subscriptions = Subscriptions(served.ledger, Threads(1), RpcLimits())
+        told, news = [], trio.Event()
+
+        async def tell(_method: str, params: dict[str, Any]) -> None:
+            told.append(int(params["result"]["number"], 16))
+            news.set()
+
+        nursery.start_soon(subscriptions.run, tell)
+        await served.send(register("a"))
+        opened = subscriptions.open(None)
+        await served.send(register("b"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert told == []
+        subscriptions.begin(opened)
+        await news.wait()
+        assert told == [2]
+        unwanted = subscriptions.open(None)
+        assert subscriptions.close(unwanted.name)
+        subscriptions.begin(unwanted)
+        await served.send(register("c"))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert told == [2, 3], "and nothing of the one that was closed first"
+        nursery.cancel_scope.cancel()
 
 
 async def test_subscriptions_are_few(tmp_path: Path) -> None:
