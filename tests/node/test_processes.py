@@ -208,7 +208,7 @@ def test_bad_transactions_are_refused_and_change_nothing(cluster: Cluster) -> No
     tampered = good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]
     refusals: list[tuple[bytes, type[Refused] | tuple[type[Refused], ...], str]] = [
         (transaction(admin, chain_id + 1, nonce, call), BadInput, str(chain_id)),
-        (transaction(admin, chain_id, nonce - 1, call), Conflict, f"nonce {nonce - 1}"),
+        (transaction(admin, chain_id, nonce - 1, call), Conflict, f"nonce too low: {nonce - 1}"),
         (transaction(alice, chain_id, 0, call), NotAllowed, "not an admin"),
         (transaction(stranger, chain_id, 0, call), NotAllowed, "not enrolled"),
         (tampered, (BadInput, NotAllowed), "sign|not enrolled"),

@@ -47,17 +47,23 @@ def registration() -> list[Any]:
     ]
 
 
-def run_node(script: str, job: dict[str, Any]) -> Any:
-    """What a script prints. It runs where the libraries are installed, in a process of its own."""
-    if shutil.which("npm") is None or not (LIBRARIES / "node_modules").exists():
-        reason = "npm is not there, or `make test` has not installed ethers and viem with it (build/ethereum)"
+@pytest.fixture
+def libraries() -> Path:
+    """Where ethers and viem are installed."""
+    if shutil.which("npm") is None or not (LIBRARIES / ".ready").exists():
+        reason = "ethers and viem are not there: `make test` installs them when it finds npm"
         if os.environ.get("CI") == "true":
             pytest.fail(reason)
         pytest.skip(reason)
+    return LIBRARIES
+
+
+def run_node(libraries: Path, script: str, job: dict[str, Any]) -> Any:
+    """What a script prints. It runs where the libraries are installed, in a process of its own."""
     done = subprocess.run(
         ["node", "--input-type=module", "-"],
         input=(HERE / script).read_text(),
-        cwd=LIBRARIES,
+        cwd=libraries,
         env={**os.environ, "JOB": json.dumps(job)},
         capture_output=True,
         text=True,
@@ -96,9 +102,9 @@ def check_registered(served: Served, result: dict[str, Any]) -> None:
     assert result["blockTransactions"] == [result["hash"]]
 
 
-async def test_ethers(tmp_path: Path) -> None:
+async def test_ethers(tmp_path: Path, libraries: Path) -> None:
     async with serving(tmp_path, deadline_s=DEADLINE_S) as served:
-        result = await trio.to_thread.run_sync(run_node, "ethers.mjs", job(served))
+        result = await trio.to_thread.run_sync(run_node, libraries, "ethers.mjs", job(served))
         check_registered(served, result)
         typed = await served.ask("eth_getTransactionByHash", result["typedHash"])
     # With a base fee of 0 ethers holds the network for one before EIP-1559 and sends legacy transactions, unless told.
@@ -109,9 +115,9 @@ async def test_ethers(tmp_path: Path) -> None:
     assert result["late"] == "NONCE_EXPIRED"
 
 
-async def test_viem(tmp_path: Path) -> None:
+async def test_viem(tmp_path: Path, libraries: Path) -> None:
     async with serving(tmp_path, deadline_s=DEADLINE_S) as served:
-        result = await trio.to_thread.run_sync(run_node, "viem.mjs", job(served))
+        result = await trio.to_thread.run_sync(run_node, libraries, "viem.mjs", job(served))
         check_registered(served, result)
     assert result["fees"] == {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
     assert (result["type"], result["status"], result["effectiveGasPrice"]) == ("eip1559", "success", 0)
