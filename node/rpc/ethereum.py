@@ -264,7 +264,7 @@ class Ethereum:
     async def get_filter_logs(self, context: Context, name: str) -> list[Any]:
         asked = self._filters.get(name).asked
         if asked is None:
-            raise BadInput(f"filter {name} is one of blocks, it has no logs: ask eth_getFilterChanges")
+            raise BadInput("the filter is one of blocks and has no logs: ask eth_getFilterChanges")
         return await self.get_logs(context, asked)
 
     async def uninstall_filter(self, _context: Context, name: str) -> bool:

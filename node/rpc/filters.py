@@ -18,6 +18,7 @@ from node.rpc.ethereum_encoding import quantity
 from node.rpc.ethereum_params import LogFilter
 from node.rpc.following import Cursor, Threads
 from node.rpc.limits import RpcLimits
+from node.rpc.params import shown
 
 NAME_BITS = 128
 
@@ -57,7 +58,8 @@ class Filters:
         found = self._filters.get(name)
         if found is None:
             raise NotFound(
-                f"filter not found: {name} was uninstalled, or nobody asked for it for {self._limits.filter_idle_s:g} s"
+                f"filter not found: {shown(name)} was uninstalled, or nobody asked for it for "
+                f"{self._limits.filter_idle_s:g} s"
             )
         found.used_at = trio.current_time()
         return found

@@ -48,7 +48,7 @@ class RpcLimits:
     """Blocks one question for logs may span."""
     log_results: int = 10_000
     """Logs of one answer, and ..."""
-    log_bytes: int = 16 << 20
+    log_bytes: int = 4 << 20
     """... bytes of their data. A filter's changes that are more come with the next question."""
     call_gas: int = 10_000_000
     """Gas a call that is only tried may use. The largest registration (1,024 shards) takes 0.9 million."""

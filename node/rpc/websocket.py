@@ -95,7 +95,7 @@ class Session:
 
     async def _read(self, nursery: trio.Nursery) -> None:
         """Take messages until the client leaves. While as many as may be are under way none is read, so that a client
-        which sends faster than it is answered waits."""
+        which sends faster than it is answered waits; that it has left is seen no sooner then."""
         while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
             if self._overflow.noted:
                 continue
