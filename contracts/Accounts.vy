@@ -27,6 +27,7 @@ event AuthorityAdded:
 
 event AuthorityRemoved:
     account: indexed(address)
+    evidence: bytes32
 
 is_enrolled: public(HashMap[address, bool])
 is_admin: public(HashMap[address, bool])
@@ -106,9 +107,11 @@ def add_authority(account: address):
 
 
 @external
-def remove_authority(account: address):
+def remove_authority(account: address, evidence: bytes32):
     """
     @notice Take an account's vote back. The last authority stays: without one there is no next block.
+    @param evidence The hash of two statements of this account that contradict each other; zero for any other reason.
+           It stands in the log for everyone to check; the rules do not depend on it.
     """
     self._require_admin()
     assert self.is_authority[account], "account is not an authority"
@@ -124,7 +127,7 @@ def remove_authority(account: address):
         if found:
             self._authorities[i] = self._authorities[i + 1]
     self._authorities.pop()
-    log AuthorityRemoved(account=account)
+    log AuthorityRemoved(account=account, evidence=evidence)
 
 
 @external

@@ -16,7 +16,7 @@ from contracts.abi import SELECTOR_BYTES, FunctionAbi, contracts, decode_values,
 from contracts.addresses import ADDRESSES, CONTRACT_AT, ContractName
 from contracts.errors import BadInput
 from contracts.limits import ITEMS_MAX, TEXT_BYTES_MAX
-from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, Version
+from contracts.types import Address, EvidenceHash, ManifestHash, ModelId, NodeId, ShardHash, Version
 
 ERROR_SELECTOR: Final = bytes.fromhex("08c379a0")
 """Of `Error(string)`, which a revert with a reason returns."""
@@ -104,11 +104,12 @@ class AddAuthority(_Call, frozen=True):
 
 
 class RemoveAuthority(_Call, frozen=True):
-    """Take an account's vote back; never the last one's. By an admin."""
+    """Take an account's vote back; never the last one's. By an admin. `evidence` names a proof that it lied."""
 
     contract = "Accounts"
     function = "remove_authority"
     account: Address
+    evidence: EvidenceHash = EvidenceHash(bytes(32))
 
 
 # Tiers

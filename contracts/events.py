@@ -15,7 +15,7 @@ import msgspec
 from contracts.abi import EventAbi, contracts, decode_values
 from contracts.addresses import ADDRESSES, CONTRACT_NAMES
 from contracts.errors import BadInput, Corrupt
-from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, Version
+from contracts.types import Address, EvidenceHash, ManifestHash, ModelId, NodeId, ShardHash, Version
 
 # Accounts
 
@@ -51,9 +51,11 @@ class AuthorityAdded(msgspec.Struct, frozen=True, tag=True):
 
 
 class AuthorityRemoved(msgspec.Struct, frozen=True, tag=True):
-    """An account is no longer an authority; the others keep their order, and it stays enrolled."""
+    """An account is no longer an authority; the others keep their order, and it stays enrolled. `evidence` names the
+    proof that it lied; zero when that is not why."""
 
     account: Address
+    evidence: EvidenceHash = EvidenceHash(bytes(32))
 
 
 # Tiers

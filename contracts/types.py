@@ -23,6 +23,9 @@ Address = NewType("Address", bytes)
 TransactionHash = NewType("TransactionHash", bytes)
 """The Keccak-256 of a signed transaction, 32 bytes."""
 
+EvidenceHash = NewType("EvidenceHash", bytes)
+"""Names the proof that an authority contradicted itself, 32 bytes; zero for none."""
+
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 """What a model_id, a version and a tier may be called (enforced by the contracts too)."""
 

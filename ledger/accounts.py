@@ -45,7 +45,7 @@ def apply(state: Accounts, event: events.ContractEvent) -> Accounts:
             return replace(state, admins=state.admins - {account})
         case events.AuthorityAdded(account):
             return replace(state, authorities=state.authorities | {account})
-        case events.AuthorityRemoved(account):
+        case events.AuthorityRemoved(account, _):
             return replace(state, authorities=state.authorities - {account})
         case _:
             return state

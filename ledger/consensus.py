@@ -50,8 +50,7 @@ class Pace:
     """A peer is told our status at most this often, and its own are looked at no more often."""
 
 
-@dataclass(frozen=True)
-class ConsensusStatistics:
+class ConsensusStatistics(msgspec.Struct, frozen=True):
     """Agreement at one moment."""
 
     is_voting: bool

@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from contracts.errors import BadInput
 from contracts.limits import AUTHORITIES_MAX
-from contracts.types import Address
+from contracts.types import Address, EvidenceHash
 from ledger.keys import SIGNATURE_SIZE, Key, recover
 from ledger.seal import (
     HEADER_BYTES_MAX,
@@ -80,10 +80,26 @@ class Evidence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     first: Votes | Annotated[bytes, Meta(max_length=HEADER_BYTES_MAX)]
     second: Votes | Annotated[bytes, Meta(max_length=HEADER_BYTES_MAX)]
 
+    def encode(self) -> bytes:
+        return msgspec.msgpack.encode(self)
+
     @property
-    def hash(self) -> bytes:
+    def hash(self) -> EvidenceHash:
         """What the transaction that removes the authority cites, 32 bytes."""
-        return bytes(keccak(msgspec.msgpack.encode(self)))
+        return EvidenceHash(bytes(keccak(self.encode())))
+
+
+EVIDENCE_BYTES_MAX = 4 * HEADER_BYTES_MAX
+
+
+def decode_evidence(data: bytes) -> Evidence:
+    """Raises BadInput for anything that is no evidence within the limits; `liar` says whether it proves anything."""
+    if len(data) > EVIDENCE_BYTES_MAX:
+        raise BadInput(f"evidence of {len(data)} bytes, at most {EVIDENCE_BYTES_MAX} are read")
+    try:
+        return msgspec.msgpack.decode(data, type=Evidence)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadInput(f"these {len(data)} bytes are no evidence: {error}") from None
 
 
 def contradict(one: tuple[Kind, bytes], other: tuple[Kind, bytes]) -> bool:

@@ -145,6 +145,7 @@ async def assemble(
         wallet=wallet,
         peers=lambda: tuple(peer.node_id for peer in control.statistics().peers),
         unreachable=lambda: control.statistics().unreachable,
+        consensus=consensus,
         steps=steps,
     )
     urls: list[str] = await nursery.start(RpcServer(service, config.rpc, ledger=ledger).serve)

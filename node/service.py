@@ -18,6 +18,7 @@ from contracts.calls import CheckTier
 from contracts.errors import Busy, NotFound, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, NodeId, TransactionHash, Version
+from ledger.consensus import Consensus
 from ledger.ledger import Ledger
 from ledger.proof import Proof
 from ledger.prover import Shows
@@ -102,6 +103,7 @@ class Service:
     peers: Callable[[], tuple[NodeId, ...]]
     unreachable: Callable[[], Mapping[NodeId, str]]
     """Nodes that should be peers and are not, with the reason."""
+    consensus: Consensus
     steps: Steps
     agreement: Agreement = field(default_factory=Agreement)
     started_at: int = field(default_factory=lambda: int(time.time()))
@@ -138,6 +140,9 @@ class Service:
 
     def shards(self, model_id: ModelId, version: Version) -> tuple[port.ShardInfo, ...]:
         return views.shard_infos(self._state, self._state.registry.models[model_id, version])
+
+    def authorities(self) -> tuple[port.AuthorityInfo, ...]:
+        return views.authority_infos(self.ledger)
 
     def members(self) -> tuple[port.MemberInfo, ...]:
         return views.member_infos(self._state)
@@ -183,6 +188,7 @@ class Service:
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
             state_alarms=self.agreement.alarms(),
+            consensus=self.consensus.statistics(),
             steps=tuple(self._explained(step) for step in self.steps.steps.values()),
             models=self.load_states(),
         )

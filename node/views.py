@@ -98,6 +98,16 @@ def member_infos(state: State) -> tuple[port.MemberInfo, ...]:
     )
 
 
+def authority_infos(ledger: Ledger) -> tuple[port.AuthorityInfo, ...]:
+    """The authorities in ascending order of their addresses, and whoever was seen to lie."""
+    found = []
+    for account in sorted(ledger.authorities | ledger.evidence.keys()):
+        evidence = ledger.evidence.get(account)
+        proof = (None, None) if evidence is None else (evidence.hash, evidence.encode())
+        found.append(port.AuthorityInfo(account, account in ledger.authorities, *proof))
+    return tuple(found)
+
+
 def account_info(ledger: Ledger, state: State, account: Address, now: float) -> port.AccountInfo:
     found = ledger.account(account)
     grant = state.tiers.held(account, now)

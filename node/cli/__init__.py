@@ -21,6 +21,7 @@ COMMANDS = {
     "model": ("node.cli.model", "model", "Import, register, list, load and retire models."),
     "tier": ("node.cli.tier", "tier", "Grant, revoke and check tiers."),
     "account": ("node.cli.account", "account", "Keys, and who may send to the ledger."),
+    "authority": ("node.cli.authority", "authority", "The accounts that make the blocks, and proofs that one lied."),
     "token": (
         "node.cli.account",
         "token",

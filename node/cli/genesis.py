@@ -23,7 +23,7 @@ def genesis() -> None:
 @click.option("--chain-id", type=int, help="Default: the template's.")
 @click.option("--shard-size", type=int, help="Bytes of a shard, a multiple of 1 MiB. Default: the template's.")
 @click.option("--admin", "admins", multiple=True, required=True, help="Address of an admin; may be repeated.")
-@click.option("--authority", required=True, help="Address of the account that seals blocks.")
+@click.option("--authority", "authorities", multiple=True, required=True, help="Who makes blocks; may be repeated.")
 @click.option("--account", "accounts", multiple=True, help="ADDRESS or ADDRESS=TIER to enrol; may be repeated.")
 @common.json_option
 def new(
@@ -33,7 +33,7 @@ def new(
     chain_id: int | None,
     shard_size: int | None,
     admins: tuple[str, ...],
-    authority: str,
+    authorities: tuple[str, ...],
     accounts: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -51,7 +51,7 @@ def new(
     config = new_genesis(
         template,
         admins=[Address(common.parse_address(admin)) for admin in admins],
-        authorities=[Address(common.parse_address(authority))],
+        authorities=[Address(common.parse_address(authority)) for authority in authorities],
         timestamp=int(time.time()),
         accounts=enrolled,
         name=name,

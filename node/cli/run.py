@@ -286,12 +286,14 @@ def status(rpc_url: str, token: str | None, as_json: bool) -> None:
     if as_json:
         common.show_json({"node": node, "chain": chain})
     else:
-        _show_status(node, chain)
+        liars = [row for row in rpc.call("listAuthorities") if row["evidence"] and row["in_force"]]
+        _show_status(node, chain, liars)
     if node["status"] != "ready":
         raise SystemExit(1)
 
 
-def _show_status(node: dict[str, Any], chain: dict[str, Any]) -> None:
+def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[str, Any]]) -> None:
+    voting = f"votes, iteration {node['consensus']['iteration']}" if node["consensus"]["is_voting"] else "no"
     common.show_fields(
         [
             ("status", node["status"]),
@@ -300,6 +302,8 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any]) -> None:
             ("network", f"{chain['name']}, chain id {chain['chain_id']}, block {chain['head_number']}"),
             ("state", "{hash} after block {number}".format_map(chain["state_hashes"][-1])),
             *(("ALARM", alarm) for alarm in node["state_alarms"]),
+            ("authority", voting),
+            *(("LIAR", f"{row['account']}: evidence {row['evidence_hash']}") for row in liars),
             ("peers", len(node["peers"])),
             *(("endpoint", endpoint) for endpoint in node["endpoints"]),
             ("disk", f"{common.size(node['disk_used'])} of {common.size(node['disk_budget'])}"),

@@ -10,6 +10,7 @@ a known account is enrolled or holds a tier. A signed transaction says itself wh
 | getModelInfo          | model_id, version?                            | anyone                                  |
 | getShardLocations     | model_id, version?, shard_index?              | anyone                                  |
 | listNodes             |                                               | anyone                                  |
+| listAuthorities       |                                               | anyone                                  |
 | getAccount            | account? (the caller's)                       | anyone                                  |
 | getTier               | account? (the caller's)                       | anyone                                  |
 | getTransactionReceipt | transaction_hash                              | anyone                                  |
@@ -200,6 +201,10 @@ async def list_nodes(node: NodePort, _context: Context, _given: params.NoParams)
     return node.members()
 
 
+async def list_authorities(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
+    return node.authorities()
+
+
 async def get_account(node: NodePort, context: Context, given: params.AccountParams) -> Any:
     return node.account(subject(context, "getAccount", given.account))
 
@@ -356,6 +361,7 @@ HANDLERS: tuple[Handler[Any], ...] = (
     Handler("getModelInfo", params.ModelParams, get_model_info),
     Handler("getShardLocations", params.LocationsParams, get_shard_locations),
     Handler("listNodes", params.NoParams, list_nodes),
+    Handler("listAuthorities", params.NoParams, list_authorities),
     Handler("getAccount", params.AccountParams, get_account),
     Handler("getTier", params.AccountParams, get_tier),
     Handler("getTransactionReceipt", params.ReceiptParams, get_transaction_receipt),

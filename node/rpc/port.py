@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
+from ledger.consensus import ConsensusStatistics
 from ledger.proof import Proof
 from ledger.prover import Shows
 from node.agreement import StateMark
@@ -218,6 +219,16 @@ class StartStep(msgspec.Struct, frozen=True):
     detail: str
 
 
+class AuthorityInfo(msgspec.Struct, frozen=True):
+    """An authority, or a former one that was seen to lie. `evidence` is the proof, encoded; a transaction that removes
+    the authority cites `evidence_hash`."""
+
+    account: Address
+    in_force: bool
+    evidence_hash: bytes | None
+    evidence: bytes | None
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
 
@@ -241,6 +252,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     pieces_fetched: int
     bytes_fetched: int
     state_alarms: tuple[str, ...]
+    consensus: ConsensusStatistics
     steps: tuple[StartStep, ...]
     models: tuple[LoadState, ...]
 
@@ -313,6 +325,8 @@ class NodePort(Protocol):
         """The shards of a registered model in order, with their locations."""
 
     def members(self) -> tuple[MemberInfo, ...]: ...
+
+    def authorities(self) -> tuple[AuthorityInfo, ...]: ...
 
     def account(self, account: Address) -> AccountInfo:
         """Any address has one: an unknown one has nonce 0 and nothing else."""

@@ -14,14 +14,14 @@ from contracts.abi import contracts
 from contracts.addresses import ADDRESSES, CONTRACT_NAMES
 from contracts.errors import BadInput, Corrupt
 from contracts.events import EVENT_TYPES, ContractEvent, decode_events, decode_log, encode_events
-from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, Version
+from contracts.types import Address, EvidenceHash, ManifestHash, ModelId, NodeId, ShardHash, Version
 from tests.contracts.chain import ADMIN, JOIN, MODEL, OPERATOR, Chain, dev_block, model
 
 ABI_TYPES: dict[str, tuple[Any, ...]] = {
     "address": (Address,),
     "address[]": (tuple[Address, ...],),
     "bool": (bool,),
-    "bytes32": (ManifestHash,),
+    "bytes32": (ManifestHash, EvidenceHash),
     "bytes32[]": (tuple[ShardHash, ...],),
     "string": (str, ModelId, NodeId, Version),
     "string[]": (tuple[str, ...],),

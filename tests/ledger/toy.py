@@ -90,7 +90,7 @@ def _events(transaction: Transaction) -> tuple[events.ContractEvent, ...]:
     match decode_call(transaction.to, transaction.data):
         case AddAuthority(account):
             return (events.AuthorityAdded(account),)
-        case RemoveAuthority(account):
-            return (events.AuthorityRemoved(account),)
+        case RemoveAuthority(account, evidence):
+            return (events.AuthorityRemoved(account, evidence),)
         case _:
             return ()

@@ -16,6 +16,7 @@ from contracts import events
 from contracts.calls import AnnounceShards, Call, WithdrawShards
 from contracts.errors import Busy, Conflict, NotFound, Refused
 from contracts.types import PIECE_SIZE, Address, ManifestHash, NodeId, TransactionHash
+from ledger.consensus import ConsensusStatistics
 from node import state as states
 from node.config import Config
 from node.inference.spec import (
@@ -282,6 +283,13 @@ class FakeControl:
         await self.wait_peers()
 
 
+class FakeConsensus:
+    """Nothing is ever decided."""
+
+    def statistics(self) -> ConsensusStatistics:
+        return ConsensusStatistics(False, 1, 0, 0, 2.0, 0, 0)
+
+
 def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, config: Config | None = None) -> Service:
     """The real service over the fakes."""
     return Service(
@@ -297,5 +305,6 @@ def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, con
         wallet=around.wallet,  # type: ignore[arg-type]
         peers=lambda: (),
         unreachable=lambda: {},
+        consensus=FakeConsensus(),  # type: ignore[arg-type]
         steps=Steps(),
     )

@@ -11,6 +11,7 @@ from contracts.calls import RegisterModel, SetCoreModel, decode_call
 from contracts.errors import BadInput, Conflict
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger import transactions
+from ledger.consensus import ConsensusStatistics
 from ledger.keys import Key
 from ledger.proof import FinalBlock, Proof, Way
 from ledger.prover import Shows
@@ -132,6 +133,9 @@ class FakeNode:
             for index, shard_hash in enumerate(info.shard_hashes)
         )
 
+    def authorities(self) -> tuple[port.AuthorityInfo, ...]:
+        return (port.AuthorityInfo(OPERATOR.address, True, b"\x0e" * 32, b"\x0f"),)
+
     def members(self) -> tuple[port.MemberInfo, ...]:
         return (port.MemberInfo(NODE_ID, OPERATOR.address, "worker", ("192.0.2.1:9946",), 4),)
 
@@ -209,6 +213,7 @@ class FakeNode:
             pieces_fetched=0,
             bytes_fetched=0,
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
+            consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0),
             steps=(port.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
             models=self.load_states(),
         )

@@ -13,6 +13,7 @@ import trio
 
 from contracts.calls import Call
 from contracts.types import TransactionHash
+from ledger.consensus import Consensus
 from ledger.keys import Key
 from ledger.ledger import Ledger, Receipt
 from node.config import RpcSettings
@@ -40,7 +41,7 @@ class Served:
 
     def seal(self) -> None:
         """Begin to make blocks."""
-        self.nursery.start_soon(self.ledger.seal, AUTHORITY)
+        self.nursery.start_soon(Consensus(self.ledger, AUTHORITY).run)
 
     async def answer(self, method: str, *params: Any) -> dict[str, Any]:
         """The whole response to one call."""
