@@ -27,6 +27,7 @@ from ledger.block import SealedBlock
 from ledger.execution import Executed, Execution
 from ledger.keys import Key
 from ledger.record import BlockRecord, TransactionRecord
+from ledger.state import Nodes
 from ledger.store import Store
 from ledger.transactions import Transaction, decode
 
@@ -69,6 +70,7 @@ class Chain:
                 f"the ledger in {store.path} grew from genesis 0x{store.record(0).hash.hex()}, "
                 f"the configured one is 0x{genesis.hash.hex()}: use its genesis file, or another --data-dir"
             )
+        self._nodes = Nodes(store.state_node)
         self.tip = self._load_tip()
 
     def _write_genesis(self, genesis: GenesisBlock) -> None:
@@ -91,7 +93,7 @@ class Chain:
     @contextmanager
     def _execution(self, header: CancunBlockHeader) -> Iterator[Execution]:
         """Run transactions in a child of the tip. Raises Corrupt when the tip's state is not all there."""
-        execution = Execution(header, self.chain_id, self.store.state_node, self._ancestors())
+        execution = Execution(header, self.chain_id, self._nodes.get, self._ancestors())
         try:
             yield execution
         except (EVMMissingData, MissingTrieNode) as error:
@@ -184,6 +186,7 @@ class Chain:
         sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
         record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
         self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done)
+        self._nodes.keep(executed.state_nodes)
         return record
 
     # Blocks from others
