@@ -16,7 +16,7 @@ from contracts.errors import BadPeer, Busy
 from contracts.types import Address
 from genesis.config import GenesisConfig
 from ledger.accounts import Accounts
-from ledger.seal import Certificate, check_certificate, check_seal, decode_header
+from ledger.seal import Certificate, check_seal, decode_header
 from ledger.transactions import Transaction, check_enrolled
 
 BLOCK_BYTES_MAX = 4 << 20
@@ -85,20 +85,19 @@ def earliest_timestamp(parent: CancunBlockHeader, config: GenesisConfig) -> int:
 
 
 def check_header(
-    sealed: SealedBlock,
     header: CancunBlockHeader,
     parent: CancunBlockHeader,
+    epoch: bytes,
     accounts: Accounts,
     config: GenesisConfig,
-    genesis_hash: bytes,
     now: float,
 ) -> None:
-    """Everything that can be told before execution. Raises BadPeer, or BadInput for a signature that is none."""
+    """Everything that a header shows before execution; `accounts` has the authorities of `epoch`. Raises BadPeer,
+    BadInput for a signature that is none, or Busy when it is of a time that our clock has not reached."""
     number = header.block_number
     if header.parent_hash != parent.hash:
         raise BadPeer(f"block {number}: its parent is 0x{header.parent_hash.hex()}, ours is 0x{parent.hash.hex()}")
-    authorities = tuple(accounts.authorities)
-    proposer = check_seal(header, parent, authorities)
+    proposer = check_seal(header, parent, epoch, tuple(accounts.authorities))
     if header.timestamp > now + CLOCK_DRIFT_S_MAX:
         # It may as well be our clock that is slow: no offence, and another time it may be fine.
         ahead = f"{header.timestamp - now:.0f} s ahead of our clock, at most {CLOCK_DRIFT_S_MAX}"
@@ -108,7 +107,6 @@ def check_header(
     template = child_header(parent, header.timestamp, proposer, header.extra_data)
     if _without_execution(header) != _without_execution(template):
         raise BadPeer(f"block {number}: a header field has a value this ledger does not allow")
-    check_certificate(sealed.certificate, genesis_hash, header, authorities)
 
 
 def _without_execution(header: CancunBlockHeader) -> dict[str, object]:

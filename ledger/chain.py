@@ -1,14 +1,16 @@
 """The chain of final blocks over the store: genesis, import, proposal, simulation. Synchronous; one writer at a time.
 
-Knows the rules and their order, no pool, no clock of its own and no concurrency: `ledger.ledger` puts those around it.
+Blocks that are not final yet are executed here too, one over the other, and live in memory: see Tip. Knows the rules
+and their order, no pool, no clock of its own and no concurrency: `ledger.ledger` puts those around it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections import ChainMap, Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import rlp
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
@@ -16,7 +18,7 @@ from eth.vm.interrupt import EVMMissingData
 from trie.exceptions import MissingTrieNode
 
 from contracts.errors import BadInput, BadPeer, Conflict, NotAllowed
-from contracts.types import Address
+from contracts.types import Address, TransactionHash
 from genesis.block import GenesisBlock
 from genesis.config import GenesisConfig
 from ledger import accounts as accounts_fold
@@ -27,7 +29,7 @@ from ledger.block import SealedBlock
 from ledger.execution import Executed, Execution
 from ledger.keys import Key
 from ledger.record import BlockRecord, TransactionRecord
-from ledger.state import Nodes
+from ledger.state import Nodes, ReadNode
 from ledger.store import Store
 from ledger.transactions import Transaction, decode
 
@@ -40,10 +42,14 @@ NOBODY = Address(bytes(20))
 
 @dataclass(frozen=True)
 class Tip:
-    """The newest final block and the accounts after it."""
+    """A block that another can be built on: the newest final one, or an undecided one over it."""
 
     header: CancunBlockHeader
     accounts: Accounts
+    epoch: bytes
+    """Names the time of the authorities after this block (see ledger.seal): the hash of the block that set them."""
+    unwritten: tuple[Executed, ...] = ()
+    """The undecided blocks up to this one, oldest first: what they change is in no store yet."""
 
     @property
     def number(self) -> int:
@@ -53,13 +59,26 @@ class Tip:
     def hash(self) -> bytes:
         return bytes(self.header.hash)
 
+    def after(self, executed: Executed) -> Tip:
+        """The tip that an executed child of this one makes, as long as it is undecided."""
+        accounts = accounts_fold.fold(self.accounts, executed.events())
+        epoch = self.epoch if accounts.authorities == self.accounts.authorities else bytes(executed.header.hash)
+        return Tip(executed.header, accounts, epoch, (*self.unwritten, executed))
+
+    def transaction_hashes(self) -> frozenset[TransactionHash]:
+        """Of the undecided blocks."""
+        return frozenset(transaction.hash for executed in self.unwritten for transaction in executed.transactions)
+
 
 class Chain:
     """`tip` is set by whoever writes, after the write; see ledger.ledger for when."""
 
-    def __init__(self, store: Store, config: GenesisConfig, genesis: GenesisBlock) -> None:
+    def __init__(
+        self, store: Store, config: GenesisConfig, genesis: GenesisBlock, engine: type[Execution] = Execution
+    ) -> None:
         """Open the chain in `store`, writing genesis into an empty one. Raises Conflict if it grew from another."""
         self.store = store
+        self._engine = engine
         self.config = config
         self.chain_id = config.network.chain_id
         self.genesis_hash = genesis.hash
@@ -74,26 +93,46 @@ class Chain:
         self.tip = self._load_tip()
 
     def _write_genesis(self, genesis: GenesisBlock) -> None:
-        block = SealedBlock(rlp.encode(genesis.header), (), seal.Certificate(genesis.hash, 0, ()))
+        certificate = seal.Certificate(genesis.hash, genesis.hash, 0, ())
+        block = SealedBlock(rlp.encode(genesis.header), (), certificate)
         self.store.commit(block, genesis_record(genesis), (), genesis.state_nodes, ())
 
     def _load_tip(self) -> Tip:
         head = self.store.head()
         assert head is not None
-        events = (event for record in self.store.records(0, head[0] + 1) for event in record.events())
         header = self.store.sealed(head[0]).header()
         if (header.block_number, header.hash) != head:
             raise self.store.corrupt(f"the newest block is not 0x{head[1].hex()}, which the head names")
-        return Tip(header, accounts_fold.fold(Accounts(), events))
+        accounts, epoch = Accounts(), self.genesis_hash
+        for record in self.store.records(0, head[0] + 1):
+            before = accounts.authorities
+            accounts = accounts_fold.fold(accounts, record.events())
+            if record.number and accounts.authorities != before:
+                epoch = record.hash
+        return Tip(header, accounts, epoch)
 
-    def _ancestors(self) -> Iterator[bytes]:
-        for number in range(self.tip.number, max(-1, self.tip.number - ANCESTORS_MAX), -1):
+    def _ancestors(self, parent: Tip) -> Iterator[bytes]:
+        yield from (bytes(executed.header.hash) for executed in reversed(parent.unwritten))
+        newest = parent.number - len(parent.unwritten)
+        for number in range(newest, max(-1, parent.number - ANCESTORS_MAX), -1):
             yield self.store.record(number).hash
 
+    def _reader(self, parent: Tip) -> ReadNode:
+        """Reads state nodes as of `parent`."""
+        if not parent.unwritten:
+            return self._nodes.get
+        newer = ChainMap(*(executed.state_nodes for executed in reversed(parent.unwritten)))
+
+        def read(key: bytes) -> bytes | None:
+            node = newer.get(key)
+            return self._nodes.get(key) if node is None else node
+
+        return read
+
     @contextmanager
-    def _execution(self, header: CancunBlockHeader) -> Iterator[Execution]:
-        """Run transactions in a child of the tip. Raises Corrupt when the tip's state is not all there."""
-        execution = Execution(header, self.chain_id, self._nodes.get, self._ancestors())
+    def _execution(self, header: CancunBlockHeader, parent: Tip) -> Iterator[Execution]:
+        """Run transactions in a child of `parent`. Raises Corrupt when its state is not all there."""
+        execution = self._engine(header, self.chain_id, self._reader(parent), self._ancestors(parent))
         try:
             yield execution
         except (EVMMissingData, MissingTrieNode) as error:
@@ -107,36 +146,50 @@ class Chain:
 
     def nonce(self, account: Address) -> int:
         """The nonce of the account's next transaction as of the head."""
-        with self._execution(self._child(self.tip.header.timestamp + 1, 0)) as execution:
+        with self._execution(self._imagined(self.tip.header.timestamp + 1), self.tip) as execution:
             return execution.nonce(account)
 
-    def _child(self, timestamp: int, iteration: int, proposer: Address = NOBODY) -> CancunBlockHeader:
-        return blocks.child_header(self.tip.header, timestamp, proposer, seal.unsealed_extra_data(iteration))
+    def _imagined(self, timestamp: int) -> CancunBlockHeader:
+        """The header of a block that nobody will seal."""
+        return blocks.child_header(self.tip.header, timestamp, NOBODY, seal.unsealed_extra_data(self.tip.epoch, 0))
 
     def simulate(self, transaction: Transaction, timestamp: int) -> TransactionRecord:
         """How `transaction` would end in a block made now; nothing is kept."""
-        with self._execution(self._child(timestamp, 0)) as execution:
+        with self._execution(self._imagined(timestamp), self.tip) as execution:
             return execution.apply(transaction)
 
     # Blocks made here
 
     def propose(
-        self, key: Key, waiting: Iterable[Transaction], timestamp: int
-    ) -> tuple[Executed | None, frozenset[Address]]:
-        """Execute what fits of `waiting` into a sealed child of the head.
+        self,
+        key: Key,
+        waiting: Iterable[Transaction],
+        timestamp: int,
+        *,
+        iteration: int | None = None,
+        parent: Tip | None = None,
+        is_full: Callable[[], bool] = lambda: False,
+    ) -> tuple[Executed, frozenset[Address]]:
+        """Execute what fits of `waiting` into a sealed child of `parent`, by default of the head; in the next iteration
+        that `key` leads unless another is named. It ends early once `is_full` says so.
 
-        Returns the executed block, None when nothing could enter, and the accounts whose next transaction can never
-        be applied.
+        Returns the executed block, and the accounts whose next transaction can never be applied.
         """
-        iteration = self._own_iteration(key.address)
-        with self._execution(self._child(timestamp, iteration, key.address)) as execution:
-            stuck = self._fill(execution, waiting)
-            if not execution.count:
-                return None, stuck
+        parent = parent or self.tip
+        epoch, authorities = self.tip.epoch, tuple(self.tip.accounts.authorities)
+        if iteration is None:
+            iteration = seal.next_led(authorities, key.address, seal.iteration_of(parent.header))
+        extra_data = seal.unsealed_extra_data(epoch, iteration)
+        header = blocks.child_header(parent.header, timestamp, key.address, extra_data)
+        with self._execution(header, parent) as execution:
+            stuck = self._fill(execution, waiting, parent.accounts, is_full)
             executed = execution.finish()
         return replace(executed, header=seal.seal(executed.header, key)), stuck
 
-    def _fill(self, execution: Execution, waiting: Iterable[Transaction]) -> frozenset[Address]:
+    @staticmethod
+    def _fill(
+        execution: Execution, waiting: Iterable[Transaction], accounts: Accounts, is_full: Callable[[], bool]
+    ) -> frozenset[Address]:
         """Apply what fits into one block; the accounts whose next transaction can never be applied."""
         taken: Counter[Address] = Counter()
         stuck: set[Address] = set()
@@ -150,10 +203,11 @@ class Chain:
                 size_bytes > blocks.PROPOSED_TRANSACTIONS_BYTES_MAX
                 or execution.count == blocks.BLOCK_TRANSACTIONS_MAX
                 or transaction.gas > execution.gas_left()
+                or (execution.count and is_full())
             ):
                 break  # what is left begins the next block, oldest first: nothing large waits for ever
             try:
-                if sender not in self.tip.accounts.enrolled:
+                if sender not in accounts.enrolled:
                     raise BadInput(f"0x{sender.hex()} is not enrolled")
                 execution.apply(transaction)
             except BadInput:
@@ -162,38 +216,36 @@ class Chain:
             taken[sender] += 1
         return frozenset(stuck)
 
-    def _own_iteration(self, authority: Address) -> int:
-        """The next iteration that `authority` leads."""
-        authorities = tuple(self.tip.accounts.authorities)
-        if authority not in authorities:
-            raise NotAllowed(f"0x{authority.hex()} is no authority of this ledger: it cannot seal blocks")
-        iteration = seal.iteration_of(self.tip.header) + 1
-        while seal.leader(authorities, iteration) != authority:
-            iteration += 1
-        return iteration
-
     # What becomes final
 
     def tip_after(self, executed: Executed) -> Tip:
         """What the tip is once an executed child of it is final."""
-        events = (event for record in executed.records for event in record.events)
-        return Tip(executed.header, accounts_fold.fold(self.tip.accounts, events))
+        return replace(self.tip.after(executed), unwritten=())
 
-    def write(self, executed: Executed, certificate: seal.Certificate, journal_done: tuple[int, ...]) -> BlockRecord:
+    def write(
+        self,
+        executed: Executed,
+        certificate: seal.Certificate,
+        journal_done: tuple[int, ...],
+        ballots_done: tuple[int, ...] = (),
+    ) -> BlockRecord:
         """Put an executed child of the tip on disk with its certificate. The caller sets `tip` to `tip_after` then."""
         header = executed.header
-        seal.check_certificate(certificate, self.genesis_hash, header, tuple(self.tip.accounts.authorities))
+        seal.check_certificate(certificate, header, self.tip.epoch, tuple(self.tip.accounts.authorities))
         sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
         record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
-        self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done)
+        self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done, ballots_done)
         self._nodes.keep(executed.state_nodes)
         return record
 
     # Blocks from others
 
-    def execute_sealed(self, data: bytes, now: float) -> tuple[Executed, seal.Certificate] | None:
-        """Check and execute the next block; None when it is ours already. Raises BadPeer for any block that is not the
-        one final child of the head, and Conflict when blocks before it are missing."""
+    def execute_sealed(
+        self, data: bytes, now: float, undecided: Mapping[bytes, Executed] = MappingProxyType({})
+    ) -> tuple[Executed, seal.Certificate] | None:
+        """Check and execute the next block; None when it is ours already. What is in `undecided`, by hash, was executed
+        as a child of the head before. Raises BadPeer for any block that is not the one final child of the head, and
+        Conflict when blocks before it are missing."""
         sealed = blocks.decode(data)
         header = sealed.header()
         if header.block_number <= self.tip.number:
@@ -203,30 +255,45 @@ class Chain:
             raise Conflict(
                 f"block {header.block_number} is ahead, the head is {self.tip.number}: send the blocks before it first"
             )
-        return self.execute_child(sealed, header, now), sealed.certificate
+        with self._blaming_the_block(header):
+            blocks.check_header(header, self.tip.header, self.tip.epoch, self.tip.accounts, self.config, now)
+            seal.check_certificate(sealed.certificate, header, self.tip.epoch, tuple(self.tip.accounts.authorities))
+        executed = undecided.get(bytes(header.hash)) or self._execute(header, sealed.transactions, self.tip)
+        return executed, sealed.certificate
 
     def _check_known(self, header: CancunBlockHeader) -> None:
         ours = self.store.record(header.block_number).hash
         if ours != header.hash:
             raise BadPeer(f"block {header.block_number} is final as 0x{ours.hex()}, the peer has 0x{header.hash.hex()}")
 
-    def execute_child(self, sealed: SealedBlock, header: CancunBlockHeader, now: float) -> Executed:
-        """Every check on a child of the head, the cheap ones first, then its execution."""
-        tip = self.tip
-        try:
-            blocks.check_header(sealed, header, tip.header, tip.accounts, self.config, self.genesis_hash, now)
-            transactions = [self.decode(raw) for raw in sealed.transactions]
-            blocks.check_transactions(transactions, tip.accounts)
-            start = blocks.child_header(tip.header, header.timestamp, header.coinbase, header.extra_data)
-            with self._execution(start) as execution:
+    def execute_proposal(self, header: CancunBlockHeader, raws: Sequence[bytes], now: float, parent: Tip) -> Executed:
+        """Check and execute a child of `parent` that nobody has voted on yet. Raises BadPeer, or Busy when it is of a
+        time that our clock has not reached."""
+        with self._blaming_the_block(header):
+            blocks.check_header(header, parent.header, self.tip.epoch, self.tip.accounts, self.config, now)
+        return self._execute(header, raws, parent)
+
+    def _execute(self, header: CancunBlockHeader, raws: Sequence[bytes], parent: Tip) -> Executed:
+        """Every check on a block whose header may be right, the cheap ones first, then its execution."""
+        with self._blaming_the_block(header):
+            transactions = [self.decode(raw) for raw in raws]
+            blocks.check_transactions(transactions, parent.accounts)
+            start = blocks.child_header(parent.header, header.timestamp, header.coinbase, header.extra_data)
+            with self._execution(start, parent) as execution:
                 for transaction in transactions:
                     execution.apply(transaction)
                 executed = execution.finish()
-        except (BadInput, NotAllowed) as error:
-            raise BadPeer(f"block {header.block_number}: {error}") from error
         if executed.header != header:
             raise BadPeer(f"block {header.block_number}: its roots, bloom or gas are not what executing it gives")
         return executed
+
+    @staticmethod
+    @contextmanager
+    def _blaming_the_block(header: CancunBlockHeader) -> Iterator[None]:
+        try:
+            yield
+        except (BadInput, NotAllowed) as error:
+            raise BadPeer(f"block {header.block_number}: {error}") from error
 
 
 def genesis_record(genesis: GenesisBlock) -> BlockRecord:

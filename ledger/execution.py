@@ -5,7 +5,7 @@ Cancun rules with a base fee of zero. Knows no storage but a function that reads
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,10 @@ class Executed:
     receipts: tuple[Any, ...]
     records: tuple[TransactionRecord, ...]
     state_nodes: dict[bytes, bytes]
+
+    def events(self) -> Iterator[ContractEvent]:
+        """The block's events in order."""
+        return (event for record in self.records for event in record.events)
 
 
 class Execution:

@@ -10,7 +10,7 @@ the bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,66 +18,28 @@ from typing import Any
 
 import trio
 
-from contracts.calls import AddAuthority, decode_call
 from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
 from ledger import seal
+from ledger.answers import Account, Head, LedgerStatistics, Receipt
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
-from ledger.record import BlockRecord, TransactionRecord
+from ledger.record import BlockRecord
+from ledger.simplex import Ballot
 from ledger.store import Store
 from ledger.transactions import Transaction, check_enrolled
+from ledger.votes import Evidence
+
+in_thread = trio.to_thread.run_sync
+"""How everything that executes or syncs is run."""
 
 Clock = Callable[[], float]
 """Seconds since the epoch. Read on trio's thread only."""
-
-CLOCK_LOOK_S = 1.0
-"""How often the sealer looks at the clock again while it waits for the next second: the clock may be set."""
-
-
-@dataclass(frozen=True)
-class Head:
-    """The newest final block."""
-
-    number: int
-    hash: bytes
-    timestamp: int
-    state_root: bytes
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """Where a transaction stands in the chain and how it ended."""
-
-    transaction: TransactionRecord
-    index: int
-    block_number: int
-    block_hash: bytes
-    timestamp: int
-
-
-@dataclass(frozen=True)
-class Account:
-    """An account as of the head; `next_nonce` counts its transactions that wait in the pool."""
-
-    address: Address
-    next_nonce: int
-    enrolled: bool
-    admin: bool
-    authority: bool
-
-
-@dataclass(frozen=True)
-class LedgerStatistics:
-    head_number: int
-    pool_transactions: int
-    blocks_sealed: int
-    blocks_imported: int
 
 
 @dataclass(frozen=True)
@@ -86,6 +48,7 @@ class _Final:
 
     tip: Tip
     stale: dict[int, Transaction]
+    ballots_done: tuple[int, ...]
 
 
 class Ledger:
@@ -99,7 +62,10 @@ class Ledger:
         self._pool_grew = trio.Event()
         self._disk_failed = trio.Event()
         self._pool = Pool()
-        self._blocks_sealed = 0
+        self._ballots = chain.store.ballots()
+        self._evidence = chain.store.evidence()
+        self._undecided: dict[bytes, Executed] = {}
+        self._blocks_decided = 0
         self._blocks_imported = 0
         self._recover_journal()
 
@@ -181,7 +147,7 @@ class Ledger:
         """The authorities whose votes make a final block's certificate; none for genesis. Raises NotFound above the
         head."""
         self.record(number)
-        return seal.voters(self._chain.store.sealed(number).certificate, self.genesis_hash)
+        return seal.voters(self._chain.store.sealed(number).certificate)
 
     def number_of(self, block_hash: bytes) -> int:
         """Raises NotFound for a hash that is no final block's."""
@@ -224,7 +190,7 @@ class Ledger:
         return transaction_hash in self._pool
 
     def statistics(self) -> LedgerStatistics:
-        return LedgerStatistics(self._chain.tip.number, len(self._pool), self._blocks_sealed, self._blocks_imported)
+        return LedgerStatistics(self._chain.tip.number, len(self._pool), self._blocks_decided, self._blocks_imported)
 
     # Transactions
 
@@ -243,7 +209,7 @@ class Ledger:
         async with self._writing():
             sequence = self._pool.sequence + 1
             simulated_at = self._next_timestamp() if simulate else None
-            transaction, is_new = await trio.to_thread.run_sync(self._accept, raw, sequence, simulated_at)
+            transaction, is_new = await in_thread(self._accept, raw, sequence, simulated_at)
             if is_new:
                 self._pool.add(transaction, sequence)
                 self._pool_grew.set()
@@ -258,7 +224,6 @@ class Ledger:
         check_enrolled(transaction, chain.tip.accounts.enrolled.__contains__)
         state_nonce = chain.nonce(transaction.sender)
         self._pool.check(transaction, state_nonce)
-        _check_sealable(transaction)
         if simulated_at is not None and transaction.nonce == state_nonce:
             outcome = chain.simulate(transaction, simulated_at)
             if outcome.reason is not None:
@@ -317,74 +282,115 @@ class Ledger:
         """Check, execute and write the next block; one that is ours already changes nothing. Raises BadPeer, or
         Conflict when the blocks before it are missing."""
         async with self._writing():
-            final = await trio.to_thread.run_sync(self._import, data, self._clock())
+            final = await in_thread(self._import, data, self._clock())
             if final is not None:
                 self._blocks_imported += 1
                 self._adopt(final)
 
     def _import(self, data: bytes, now: float) -> _Final | None:
-        found = self._chain.execute_sealed(data, now)
+        found = self._chain.execute_sealed(data, now, self._undecided)
         return None if found is None else self._write(*found)
 
     def _write(self, executed: Executed, certificate: seal.Certificate) -> _Final:
-        """Commit a final block, and with it forget what can no longer enter one."""
+        """Commit a final block, and with it forget what can no longer enter one, and votes that no longer matter."""
         tip = self._chain.tip_after(executed)
         nonces = {transaction.sender: transaction.nonce + 1 for transaction in executed.transactions}
         stale = self._pool.stale(nonces, tip.accounts.enrolled)
-        self._chain.write(executed, certificate, tuple(stale))
-        return _Final(tip, stale)
+        is_new_epoch, iteration = tip.epoch != self._chain.tip.epoch, seal.iteration_of(executed.header)
+        ballots_done = tuple(n for n in self._ballots if is_new_epoch or n <= iteration)
+        self._chain.write(executed, certificate, tuple(stale), ballots_done)
+        return _Final(tip, stale, ballots_done)
 
     def _adopt(self, final: _Final) -> None:
         self._chain.tip = final.tip
         self._pool.remove(final.stale)
+        for iteration in final.ballots_done:
+            del self._ballots[iteration]
         self._moved.set()
         self._moved = trio.Event()
 
     def _next_timestamp(self) -> int:
         return max(int(self._clock()), earliest_timestamp(self._chain.tip.header, self.config))
 
-    async def seal(self, key: Key) -> None:
-        """Make blocks of what is pending, for as long as it runs. `key` is the only authority's.
+    # What deciding on blocks needs; for ledger.consensus
 
-        Raises NotAllowed when it is no authority, and BadInput when there are others: their votes would be needed.
-        """
-        self._check_sole_authority(key)
-        while True:
-            while not len(self._pool):
-                await self._pool_grew.wait()
-            await self._wait_for_second()
-            async with self._writing():
-                self._check_sole_authority(key)
-                final, is_sealed = await trio.to_thread.run_sync(self._seal_once, key, self._next_timestamp())
-                self._blocks_sealed += is_sealed
+    @property
+    def tip(self) -> Tip:
+        """The head, as a block to build on."""
+        return self._chain.tip
+
+    @property
+    def ballots(self) -> Mapping[int, Ballot]:
+        """What this node's authority has said in the iterations after the head's, as it is on disk."""
+        return self._ballots
+
+    @property
+    def evidence(self) -> Mapping[Address, Evidence]:
+        """The first proof of each authority that was seen to lie."""
+        return self._evidence
+
+    def seconds_until_child(self, parent: Tip) -> float:
+        """How long until the first second that a child of `parent` may bear; not positive once it is there."""
+        return earliest_timestamp(parent.header, self.config) - self._clock()
+
+    def has_waiting(self, parent: Tip) -> bool:
+        """Whether there is a transaction to put into a child of `parent`."""
+        return len(self._pool) > len(parent.transaction_hashes() & self._pool.hashes)
+
+    async def propose(
+        self, key: Key, iteration: int, parent: Tip, is_full: Callable[[], bool], is_empty: bool
+    ) -> Executed | None:
+        """A sealed child of `parent`, of what waits unless it is to be empty; None when nothing that waits may enter
+        any block, which is forgotten then."""
+        async with self._writing():
+            timestamp = max(int(self._clock()), earliest_timestamp(parent.header, self.config))
+            final, executed = await in_thread(self._propose, key, iteration, parent, timestamp, is_full, is_empty)
+            if final is not None:
                 self._adopt(final)
+        return executed
 
-    async def _wait_for_second(self) -> None:
-        """Return once the clock has reached the first second that the next block may bear."""
-        earliest = earliest_timestamp(self._chain.tip.header, self.config)
-        while (wait_s := earliest - self._clock()) > 0:  # noqa: ASYNC110 - a clock sends no event
-            await trio.sleep(min(wait_s, CLOCK_LOOK_S))
+    def _propose(
+        self, key: Key, iteration: int, parent: Tip, timestamp: int, is_full: Callable[[], bool], is_empty: bool
+    ) -> tuple[_Final | None, Executed | None]:
+        done = parent.transaction_hashes()
+        waiting = [] if is_empty else [t for t in self._pool.in_turns() if t.hash not in done]
+        executed, stuck = self._chain.propose(
+            key, waiting, timestamp, iteration=iteration, parent=parent, is_full=is_full
+        )
+        if not stuck or parent.unwritten:
+            return None, executed
+        # Cannot be while the pool's rules hold; should it be, one account's transactions must not end the chain.
+        stale = self._pool.stale({}, set(self._pool.senders) - stuck)
+        self._chain.store.forget_journal(tuple(stale))
+        return _Final(self._chain.tip, stale, ()), executed if executed.transactions else None
 
-    def _seal_once(self, key: Key, timestamp: int) -> tuple[_Final, bool]:
-        chain, pool = self._chain, self._pool
-        executed, stuck = chain.propose(key, pool.in_turns(), timestamp)
-        if stuck:
-            # Cannot be while the pool's rules hold; should it be, one account's transactions must not end the chain.
-            stale = pool.stale({}, set(pool.senders) - stuck)
-            chain.store.forget_journal(tuple(stale))
-            return _Final(chain.tip, stale), False
-        assert executed is not None, "the first of the waiting transactions fits any block"
-        return self._write(executed, seal.certify(self.genesis_hash, executed.header, [key])), True
+    async def execute(self, header: Any, raws: Sequence[bytes], parent: Tip) -> Executed:
+        """Check and execute a proposal. Raises BadPeer, or Busy when it is of a time our clock has not reached."""
+        async with self._writing():
+            return await in_thread(self._chain.execute_proposal, header, raws, self._clock(), parent)
 
-    def _check_sole_authority(self, key: Key) -> None:
-        authorities = self.authorities
-        if key.address not in authorities:
-            raise NotAllowed(f"0x{key.address.hex()} is no authority of this ledger: it cannot seal blocks")
-        if len(authorities) > 1:
-            raise BadInput(f"this ledger has {len(authorities)} authorities: this version seals with exactly one")
+    def set_undecided(self, tips: Iterable[Tip]) -> None:
+        """The children of the head that were executed, so that an import need not do it again."""
+        self._undecided = {tip.hash: tip.unwritten[0] for tip in tips if len(tip.unwritten) == 1}
 
+    async def cast(self, ballots: Mapping[int, Ballot]) -> None:
+        """Journal what this node's authority says; on disk when this returns."""
+        async with self._writing():
+            await in_thread(self._chain.store.write_ballots, ballots)
+            self._ballots |= ballots
 
-def _check_sealable(transaction: Transaction) -> None:
-    """Raise NotAllowed for the one call that would end this ledger: a second authority, whose votes nobody collects."""
-    if isinstance(decode_call(transaction.to, transaction.data), AddAuthority):
-        raise NotAllowed("this version seals with exactly one authority: a second one would stop the ledger for good")
+    async def keep_evidence(self, liar: Address, evidence: Evidence) -> None:
+        """Keep the first proof of each liar."""
+        async with self._writing():
+            await in_thread(self._chain.store.write_evidence, liar, evidence)
+            self._evidence.setdefault(liar, evidence)
+
+    async def finalise(self, executed: Executed, certificate: seal.Certificate) -> None:
+        """Write a block that became final; one that was imported meanwhile changes nothing."""
+        async with self._writing():
+            number = int(executed.header.block_number)
+            if number <= self._chain.tip.number:
+                assert self._chain.store.record(number).hash == executed.header.hash, f"two final blocks {number}"
+                return
+            self._adopt(await in_thread(self._write, executed, certificate))
+            self._blocks_decided += 1

@@ -5,7 +5,7 @@ Each account's transactions are contiguous from its next nonce; their number and
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 
 from contracts.errors import Busy, Conflict
 from contracts.types import Address, TransactionHash
@@ -30,6 +30,11 @@ class Pool:
 
     def __contains__(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._known
+
+    @property
+    def hashes(self) -> Set[TransactionHash]:
+        """Of everything waiting."""
+        return self._known
 
     @property
     def senders(self) -> Collection[Address]:

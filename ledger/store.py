@@ -6,6 +6,7 @@ Keys (n is a block number, 8 bytes big-endian):
     r n          receipts (RLP list)         h hash      n of the block with this hash
     t hash       n and index (4 bytes)       p seq       raw transaction accepted into the pool, not yet in a block
     s key        a state trie node or contract code
+    v iteration  ballot: what this authority has said    x address   evidence that an authority lied
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import plyvel
 import rlp
 
 from contracts.errors import Conflict, Corrupt, NoSpace, NotAllowed, Refused
-from contracts.types import TransactionHash
+from contracts.types import Address, TransactionHash
 from ledger import record as records
 from ledger.block import SealedBlock
 from ledger.record import BlockRecord
+from ledger.simplex import Ballot
+from ledger.votes import Evidence
 
 FORMAT = b"aigen ledger 1"
 _NUMBER = struct.Struct(">Q")
@@ -222,6 +225,27 @@ class Store:
         if sequences:
             self._write({}, tuple(b"p" + _NUMBER.pack(sequence) for sequence in sequences))
 
+    def ballots(self) -> dict[int, Ballot]:
+        """What this authority has said in the iterations after the newest final block."""
+        try:
+            return {n: msgspec.msgpack.decode(value, type=Ballot) for n, value in self._scan(b"v", 0, _SEQUENCE_END)}
+        except msgspec.DecodeError as error:
+            raise self.corrupt(f"its vote journal: {error}") from error
+
+    def write_ballots(self, ballots: Mapping[int, Ballot]) -> None:
+        self._write({b"v" + _NUMBER.pack(n): msgspec.msgpack.encode(ballot) for n, ballot in ballots.items()})
+
+    def evidence(self) -> dict[Address, Evidence]:
+        """The first proof of each authority that was seen to lie, by its address."""
+        try:
+            with self._reported(), self._db.iterator(prefix=b"x", verify_checksums=True) as found:
+                return {Address(key[1:]): msgspec.msgpack.decode(value, type=Evidence) for key, value in found}
+        except msgspec.DecodeError as error:
+            raise self.corrupt(f"its evidence: {error}") from error
+
+    def write_evidence(self, liar: Address, evidence: Evidence) -> None:
+        self._write({b"x" + liar: msgspec.msgpack.encode(evidence)})
+
     def commit(
         self,
         block: SealedBlock,
@@ -229,6 +253,7 @@ class Store:
         receipts: tuple[Any, ...],
         state_nodes: Mapping[bytes, bytes],
         journal_done: tuple[int, ...],
+        ballots_done: tuple[int, ...] = (),
     ) -> None:
         """Everything of one final block, in one synced batch: after a crash it is there whole or not at all."""
         head = self.head()
@@ -245,7 +270,9 @@ class Store:
             puts[b"t" + transaction.hash] = _PLACE.pack(record.number, index)
         for key, node in state_nodes.items():
             puts[b"s" + key] = node
-        self._write(puts, tuple(b"p" + _NUMBER.pack(sequence) for sequence in journal_done))
+        done = [b"p" + _NUMBER.pack(sequence) for sequence in journal_done]
+        done += [b"v" + _NUMBER.pack(iteration) for iteration in ballots_done]
+        self._write(puts, tuple(done))
 
 
 def _lost_its_index(path: Path) -> bool:

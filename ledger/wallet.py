@@ -7,8 +7,9 @@ import trio
 from contracts.calls import Call
 from contracts.errors import NotAllowed
 from contracts.types import Address, TransactionHash
+from ledger.answers import Receipt
 from ledger.keys import Key
-from ledger.ledger import Ledger, Receipt
+from ledger.ledger import Ledger
 from ledger.transactions import CALL_GAS, sign
 
 

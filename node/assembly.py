@@ -16,6 +16,7 @@ import trio
 
 from contracts.errors import BadInput
 from genesis import config as genesis_config
+from ledger.consensus import Consensus
 from ledger.keys import Key
 from ledger.ledger import Ledger
 from ledger.wallet import Wallet
@@ -125,7 +126,11 @@ async def assemble(
     engine = Engine(EngineSettings(config.inference.cache_size, config.inference.threads))
     await nursery.start(engine.run)
     data_endpoint = await _serve_pieces(config, host, identity, replay, store, replication, nursery)
-    control, control_endpoint = await _join_peers(config, host, identity, ledger, replay, data_endpoint, nursery)
+    consensus = Consensus(ledger, operator)
+    control, control_endpoint = await _join_peers(
+        config, host, identity, ledger, consensus, replay, data_endpoint, nursery
+    )
+    nursery.start_soon(consensus.run)
 
     service = Service(
         config=config,
@@ -145,8 +150,7 @@ async def assemble(
     urls: list[str] = await nursery.start(RpcServer(service, config.rpc).serve)
     log.info("RPC answers on %s", ", ".join(urls))
     if operator.address in ledger.authorities:
-        nursery.start_soon(ledger.seal, operator)
-        log.info("this node's operator 0x%s is an authority: it seals blocks", operator.address.hex())
+        log.info("this node's operator 0x%s is an authority: it proposes blocks and votes", operator.address.hex())
     return Parts(config, ledger, replay, control, replication, service)
 
 
@@ -178,6 +182,7 @@ async def _join_peers(
     host: str,
     identity: NodeIdentity,
     ledger: Ledger,
+    consensus: Consensus,
     replay: Replay,
     data_endpoint: DataAddress,
     nursery: trio.Nursery,
@@ -194,6 +199,7 @@ async def _join_peers(
     control = ControlPlane(
         identity,
         ledger,
+        consensus,
         listen_host=config.network.listen,
         listen_port=config.network.control_port,
         bootstrap=[parse_control(text) for text in config.network.bootstrap],

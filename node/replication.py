@@ -17,7 +17,7 @@ import trio
 from contracts.calls import AnnounceShards, Call, WithdrawShards
 from contracts.errors import BadInput, Conflict, NoSpace, NotFound, Refused
 from contracts.types import NodeId, ShardHash
-from ledger.ledger import Receipt
+from ledger.answers import Receipt
 from ledger.wallet import Wallet
 from node.members import REPLICATING_ROLES, Members
 from node.network.addresses import parse_endpoints

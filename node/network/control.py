@@ -20,6 +20,8 @@ from node.network.messages import (
     ANSWER_BYTES_MAX,
     REQUEST_BYTES_MAX,
     Answer,
+    Deliver,
+    Delivered,
     GetBlocks,
     Hello,
     Request,
@@ -33,7 +35,7 @@ from node.network.messages import (
     shorten,
 )
 from node.network.peers import PeerBook
-from node.network.ports import LedgerPort, StartedPort
+from node.network.ports import ConsensusPort, LedgerPort, StartedPort
 from node.network.session import Session, SyncLimits
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class ControlPlane:
         self,
         identity: NodeIdentity,
         ledger: LedgerPort,
+        consensus: ConsensusPort,
         *,
         listen_host: str,
         listen_port: int,
@@ -89,6 +92,8 @@ class ControlPlane:
         peers, so that a node can be fetched from before the ledger has its address."""
         self._identity = identity
         self._ledger = ledger
+        self._consensus = consensus
+        consensus.on_offence = lambda peer, reason: self._on_offence(NodeId(peer), reason)
         self._listen = (listen_host, listen_port)
         self._bootstrap = tuple(bootstrap)
         self._members = members
@@ -224,7 +229,7 @@ class ControlPlane:
             answer_s_max = wait_s + self._limits.answer_s_max
             return decode_answer(await host.request(node_id, encode(request), ANSWER_BYTES_MAX, answer_s_max))
 
-        return Session(node_id, self._ledger, ask, self._catching_up, self._limits.long_poll_s)
+        return Session(node_id, self._ledger, self._consensus, ask, self._catching_up, self._limits.long_poll_s)
 
     def _on_disconnected(self, node_id: NodeId) -> None:
         session = self._sessions.get(node_id)
@@ -263,7 +268,7 @@ class ControlPlane:
             self._on_connected(node_id)
 
     async def _sync(self, session: Session) -> None:
-        """Pull and forward side by side; the first that fails ends both with its own error."""
+        """Pull, forward and deliver side by side; the first that fails ends all with its own error."""
         failures: list[Refused] = []
 
         async def run(part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
@@ -274,8 +279,8 @@ class ControlPlane:
                 scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run, session.pull, nursery.cancel_scope)
-            nursery.start_soon(run, session.forward, nursery.cancel_scope)
+            for part in (session.pull, session.forward, session.deliver):
+                nursery.start_soon(run, part, nursery.cancel_scope)
         if failures:
             raise failures[0]
 
@@ -321,6 +326,10 @@ class ControlPlane:
                 return blocks
             case SubmitTransactions():
                 return Submitted(tuple([await self._submit(session, raw) for raw in request.transactions]))
+            case Deliver():
+                for message in request.messages:
+                    self._consensus.receive(node_id, message)
+                return Delivered()
 
     async def _submit(self, session: Session, raw: bytes) -> str:
         try:

@@ -21,8 +21,12 @@ BLOCKS_BYTES_MAX: Final = 1 << 20
 """What an answer's blocks may add up to, unless it is a single block: little, so that slow links meet the deadline."""
 TRANSACTIONS_MAX: Final = 64
 TRANSACTIONS_BYTES_MAX: Final = 1 << 20
+CONSENSUS_MAX: Final = 64
+CONSENSUS_BYTES_MAX: Final = 1 << 20
+"""What the messages of one Deliver may add up to, unless it is a single one."""
 LONG_POLL_S_MAX: Final = 30.0
-REQUEST_BYTES_MAX: Final = 2 << 20
+REQUEST_BYTES_MAX: Final = 3 << 20
+"""One proposal of the largest size (2 MiB and some, ledger.exchange) with its framing."""
 ANSWER_BYTES_MAX: Final = 5 << 20
 """One block of the largest size (4 MiB, ledger.block) with its framing."""
 REASON_CHARS_MAX: Final = 512
@@ -59,7 +63,14 @@ class SubmitTransactions(Struct, frozen=True, tag=True):
     transactions: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=TRANSACTIONS_MAX)]
 
 
-Request = Hello | GetBlocks | SubmitTransactions
+class Deliver(Struct, frozen=True, tag=True):
+    """What authorities say to one another while they decide on blocks (`ledger.exchange`), in order."""
+
+    genesis_hash: Hash
+    messages: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=CONSENSUS_MAX)]
+
+
+Request = Hello | GetBlocks | SubmitTransactions | Deliver
 
 
 class Welcome(Struct, frozen=True, tag=True):
@@ -82,13 +93,17 @@ class Submitted(Struct, frozen=True, tag=True):
     refusals: Annotated[tuple[Reason, ...], Meta(max_length=TRANSACTIONS_MAX)]
 
 
+class Delivered(Struct, frozen=True, tag=True):
+    """The answer to Deliver; what it thinks of the messages, it says with messages of its own."""
+
+
 class TurnedAway(Struct, frozen=True, tag=True):
     """Instead of an answer: why the peer does not get one."""
 
     reason: Reason
 
 
-Answer = Welcome | Blocks | Submitted | TurnedAway
+Answer = Welcome | Blocks | Submitted | Delivered | TurnedAway
 
 _requests = msgspec.msgpack.Decoder(Request)
 _answers = msgspec.msgpack.Decoder(Answer)

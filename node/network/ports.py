@@ -1,5 +1,6 @@
 """What this room needs from its neighbours, said as Protocols so that it can be tested without them."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from contracts.types import TransactionHash
@@ -35,6 +36,24 @@ class LedgerPort(Protocol):
     def pending(self) -> list[bytes]: ...
 
     async def wait_pending(self, after: int) -> int: ...
+
+
+class OutboxPort(Protocol):
+    """What one peer is to be sent."""
+
+    async def take(self, bytes_max: int, count_max: int) -> list[bytes]: ...
+
+
+class ConsensusPort(Protocol):
+    """The part of `ledger.consensus.Consensus` that moving its messages needs."""
+
+    on_offence: Callable[[str, str], None]
+
+    def attach(self, peer: str) -> OutboxPort: ...
+
+    def detach(self, peer: str) -> None: ...
+
+    def receive(self, peer: str, data: bytes) -> None: ...
 
 
 class StartedPort(Protocol):

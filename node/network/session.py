@@ -1,4 +1,4 @@
-"""One connected peer: greet it, pull blocks from it, forward transactions to it.
+"""One connected peer: greet it, pull blocks from it, forward transactions and the words of consensus to it.
 
 Knows the messages and the ledger; not how connections are made (`control` does) nor what happens to a peer that
 misbehaves: that is raised as BadPeer and judged by the caller.
@@ -17,9 +17,13 @@ from node.network.addresses import DataAddress, parse_data
 from node.network.messages import (
     BLOCKS_BYTES_MAX,
     BLOCKS_MAX,
+    CONSENSUS_BYTES_MAX,
+    CONSENSUS_MAX,
     LONG_POLL_S_MAX,
     Answer,
     Blocks,
+    Deliver,
+    Delivered,
     GetBlocks,
     Hello,
     Request,
@@ -29,7 +33,7 @@ from node.network.messages import (
     Welcome,
 )
 from node.network.outbox import Outbox
-from node.network.ports import LedgerPort
+from node.network.ports import ConsensusPort, LedgerPort
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +58,13 @@ class Session:
     """The conversation with one connected peer. `catching_up` is shared by all sessions of a node."""
 
     def __init__(
-        self, node_id: NodeId, ledger: LedgerPort, ask: Ask, catching_up: trio.Lock, long_poll_s: float
+        self,
+        node_id: NodeId,
+        ledger: LedgerPort,
+        consensus: ConsensusPort,
+        ask: Ask,
+        catching_up: trio.Lock,
+        long_poll_s: float,
     ) -> None:
         assert 0 < long_poll_s <= LONG_POLL_S_MAX
         self.node_id = node_id
@@ -70,6 +80,7 @@ class Session:
         self.outbox = Outbox()
         self.scope = trio.CancelScope()
         self._ledger = ledger
+        self._consensus = consensus
         self._ask = ask
         self._catching_up = catching_up
         self._long_poll_s = long_poll_s
@@ -143,6 +154,18 @@ class Session:
                 self.transactions_sent += len(batch)
                 for reason in filter(None, answer.refusals):
                     log.debug("%s refused a transaction: %s", self.node_id, reason)
+
+    async def deliver(self) -> None:
+        """Send the peer what consensus has for it, for as long as it runs."""
+        outbox = self._consensus.attach(self.node_id)
+        try:
+            while True:
+                messages = await outbox.take(CONSENSUS_BYTES_MAX, CONSENSUS_MAX)
+                answer = await self._request(Deliver(self._ledger.genesis_hash, tuple(messages)), 0)
+                if not isinstance(answer, Delivered):
+                    raise BadPeer(f"answered Deliver with {type(answer).__name__}")
+        finally:
+            self._consensus.detach(self.node_id)
 
     async def answer_blocks(self, request: GetBlocks) -> Blocks:
         """Serve the peer's own pull."""

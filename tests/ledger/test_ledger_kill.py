@@ -42,7 +42,7 @@ async def send(ledger, key, number):
 async def main():
     ledger = Ledger.open(Path(sys.argv[1]), config(), lambda: EPOCH + 3600 * next(hours))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ledger.seal, AUTHORITY)
+        nursery.start_soon(Consensus(ledger, AUTHORITY).run)
         for number, key in enumerate(SENDERS):
             nursery.start_soon(send, ledger, key, number)
 

@@ -11,9 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from contracts.calls import AddAuthority, ExpelAccount
+from contracts.calls import ExpelAccount
 from contracts.errors import BadInput, BadPeer, Conflict, Corrupt, NoSpace, NotAllowed, NotFound
 from contracts.types import TransactionHash
+from ledger.consensus import Consensus
 from ledger.ledger import Ledger
 from tests.ledger.test_ledger_store import FailingDb
 from tests.ledger.world import (
@@ -28,7 +29,6 @@ from tests.ledger.world import (
     announce,
     enrol,
     join,
-    make_config,
     missing_blocks,
     open_ledger,
     raw_call,
@@ -65,7 +65,7 @@ async def test_submitted_transaction_is_sealed_and_has_a_receipt(ledger: Ledger)
     assert (receipt.block_number, receipt.block_hash, receipt.index) == (1, ledger.head.hash, 0)
     assert receipt.transaction.reason is None
     assert (ledger.is_pending(name), ledger.pending()) == (False, [])
-    assert ledger.statistics().blocks_sealed == 1
+    assert ledger.statistics().blocks_decided == 1
 
 
 async def test_submitting_again_changes_nothing(ledger: Ledger) -> None:
@@ -301,7 +301,7 @@ async def test_cancelled_sealer_goes_on_where_it_was(ledger: Ledger, monkeypatch
     await ledger.submit(raw_call(OPERATOR, 0, join()))
     async with cancelled_in(ledger, monkeypatch, "commit") as scope:
         with scope:
-            await ledger.seal(AUTHORITY)
+            await Consensus(ledger, AUTHORITY).run()
     assert (ledger.head.number, ledger.pending()) == (1, [])
     await final(ledger, raw_call(OPERATOR, 1, join()))
     assert ledger.head.number == 2
@@ -337,7 +337,7 @@ async def test_blocks_are_a_second_apart_and_never_ahead_of_the_clock(
 ) -> None:
     with open_ledger(tmp_path / "ledger", clock=virtual_clock) as ledger:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ledger.seal, AUTHORITY)
+            nursery.start_soon(Consensus(ledger, AUTHORITY).run)
             for nonce in range(3):
                 name = await ledger.submit(raw_call(OPERATOR, nonce, join()))
                 receipt = await ledger.wait_receipt(name)
@@ -352,7 +352,7 @@ async def test_sealer_waits_when_the_clock_was_set_back_and_notices_when_it_is_r
     behind = [3600.0]
     with open_ledger(tmp_path / "ledger", clock=lambda: virtual_clock() - behind[0]) as ledger:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ledger.seal, AUTHORITY)
+            nursery.start_soon(Consensus(ledger, AUTHORITY).run)
             await ledger.submit(raw_call(OPERATOR, 0, join()))
             await trio.sleep(30)
             assert ledger.head.number == 0
@@ -362,20 +362,12 @@ async def test_sealer_waits_when_the_clock_was_set_back_and_notices_when_it_is_r
             nursery.cancel_scope.cancel()
 
 
-async def test_only_the_sole_authority_seals(ledger: Ledger, tmp_path: Path) -> None:
-    with pytest.raises(NotAllowed, match="no authority"):
-        await ledger.seal(STRANGER)
-    config = make_config([AUTHORITY, STRANGER])
-    with open_ledger(tmp_path / "other", config) as other, pytest.raises(BadInput, match="2 authorities"):
-        await other.seal(AUTHORITY)
-
-
-async def test_a_second_authority_is_refused_while_nobody_could_collect_its_votes(ledger: Ledger) -> None:
-    raw = raw_call(ADMIN, 0, AddAuthority(STRANGER.address))
-    for simulate in (True, False):
-        with pytest.raises(NotAllowed, match="exactly one authority"):
-            await ledger.submit(raw, simulate)
-    assert ledger.pending() == []
+async def test_who_is_no_authority_makes_no_blocks(ledger: Ledger, autojump_clock: trio.testing.MockClock) -> None:
+    await ledger.submit(raw_call(OPERATOR, 0, join()))
+    for key in (STRANGER, None):
+        with trio.move_on_after(100):
+            await Consensus(ledger, key).run()
+    assert (ledger.head.number, len(ledger.pending())) == (0, 1)
 
 
 async def test_what_a_node_has_acknowledged_is_taken_though_it_would_fail_by_now(ledger: Ledger) -> None:
@@ -408,8 +400,8 @@ async def test_full_disk_ends_sealing_and_tells_the_node(ledger: Ledger) -> None
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
-            with pytest.raises(NoSpace, match="No space left"):
-                await ledger.seal(AUTHORITY)
+            with pytest.RaisesGroup(pytest.RaisesExc(NoSpace, match="No space left")):
+                await Consensus(ledger, AUTHORITY).run()
         store._db = db
         with pytest.raises(NoSpace, match="No space left"):
             await ledger.submit(raw_call(OPERATOR, 1, join()))

@@ -31,7 +31,7 @@ def sealed(iteration: int, authority_count: int) -> CancunBlockHeader:
 
 
 def unsealed(iteration: int, proposer: Key) -> CancunBlockHeader:
-    return child_header(GENESIS.header, EPOCH + 9, proposer.address, seal.unsealed_extra_data(iteration))
+    return child_header(GENESIS.header, EPOCH + 9, proposer.address, seal.unsealed_extra_data(NETWORK, iteration))
 
 
 @pytest.mark.parametrize("count", range(1, 32))
@@ -52,16 +52,16 @@ def test_authorities_lead_in_turn(count: int) -> None:
 def test_leaders_seal_is_taken_and_tells_the_proposer(count: int) -> None:
     for iteration in range(1, 2 * count + 1):
         header = sealed(iteration, count)
-        assert seal.check_seal(header, GENESIS.header, addresses(count)) == seal.proposer_of(header)
+        assert seal.check_seal(header, GENESIS.header, NETWORK, addresses(count)) == seal.proposer_of(header)
         assert seal.iteration_of(header) == iteration
 
 
 def test_seal_of_another_is_refused() -> None:
     with pytest.raises(BadPeer, match="sealed by"):
-        seal.check_seal(seal.seal(unsealed(1, STRANGER), STRANGER), GENESIS.header, addresses(3))
+        seal.check_seal(seal.seal(unsealed(1, STRANGER), STRANGER), GENESIS.header, NETWORK, addresses(3))
     behind = sealed(1, 3)
     with pytest.raises(BadPeer, match="not after its parent's"):
-        seal.check_seal(behind, sealed(2, 3), addresses(3))
+        seal.check_seal(behind, sealed(2, 3), NETWORK, addresses(3))
 
 
 @pytest.mark.parametrize("field", [name for name, _ in CancunBlockHeader._meta.fields if name != "extra_data"])
@@ -70,7 +70,7 @@ def test_seal_covers_every_field(field: str) -> None:
     value = getattr(header, field)
     changed = bytes([value[0] ^ 1]) + value[1:] if isinstance(value, bytes) else value + 1
     with pytest.raises(Refused):
-        seal.check_seal(header.copy(**{field: changed}), GENESIS.header, addresses(1))
+        seal.check_seal(header.copy(**{field: changed}), GENESIS.header, NETWORK, addresses(1))
 
 
 @pytest.mark.parametrize("place", range(seal.EXTRA_DATA_SIZE))
@@ -79,13 +79,13 @@ def test_seal_covers_every_byte_of_extra_data(place: int) -> None:
     extra_data = bytearray(header.extra_data)
     extra_data[place] ^= 1
     with pytest.raises(Refused):
-        seal.check_seal(header.copy(extra_data=bytes(extra_data)), GENESIS.header, addresses(1))
+        seal.check_seal(header.copy(extra_data=bytes(extra_data)), GENESIS.header, NETWORK, addresses(1))
 
 
-@pytest.mark.parametrize("extra_data", [b"", b"x", seal.unsealed_extra_data(1), b"\0" * 98])
+@pytest.mark.parametrize("extra_data", [b"", b"x", seal.unsealed_extra_data(NETWORK, 1), b"\0" * 98])
 def test_header_without_a_seal_is_refused(extra_data: bytes) -> None:
     with pytest.raises(BadPeer):
-        seal.check_seal(sealed(1, 1).copy(extra_data=extra_data), GENESIS.header, addresses(1))
+        seal.check_seal(sealed(1, 1).copy(extra_data=extra_data), GENESIS.header, NETWORK, addresses(1))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -93,10 +93,10 @@ def test_exactly_the_quorums_certify(count: int) -> None:
     header = sealed(1, count)
     needed = seal.quorum(count)
     for voters in combinations(KEYS[:count], needed):
-        seal.check_certificate(seal.certify(NETWORK, header, voters), NETWORK, header, addresses(count))
+        seal.check_certificate(seal.certify(NETWORK, header, voters), header, NETWORK, addresses(count))
     for voters in combinations(KEYS[:count], needed - 1):
         with pytest.raises(BadPeer, match="make it final"):
-            seal.check_certificate(seal.certify(NETWORK, header, voters), NETWORK, header, addresses(count))
+            seal.check_certificate(seal.certify(NETWORK, header, voters), header, NETWORK, addresses(count))
 
 
 HEADER = sealed(1, 4)
@@ -105,7 +105,7 @@ OTHER = sealed(2, 4)
 
 
 def check(certificate: Certificate, header: CancunBlockHeader = HEADER) -> None:
-    seal.check_certificate(certificate, NETWORK, header, addresses(4))
+    seal.check_certificate(certificate, header, NETWORK, addresses(4))
 
 
 def altered(place: int) -> bytes:
@@ -117,6 +117,7 @@ def altered(place: int) -> bytes:
 @pytest.mark.parametrize(
     "change",
     [
+        {"epoch": bytes(32)},
         {"block_hash": OTHER.hash},
         {"block_hash": b""},
         {"iteration": 2},
@@ -146,12 +147,12 @@ def test_certificate_of_another_block_is_refused() -> None:
 
 
 def test_voters_are_told() -> None:
-    assert list(seal.voters(CERTIFICATE, NETWORK)) == sorted(addresses(4))
+    assert list(seal.voters(CERTIFICATE)) == sorted(addresses(4))
 
 
 def child(parent: CancunBlockHeader, iteration: int) -> CancunBlockHeader:
     proposer = next(key for key in KEYS[:4] if key.address == seal.leader(addresses(4), iteration))
-    header = child_header(parent, parent.timestamp + 1, proposer.address, seal.unsealed_extra_data(iteration))
+    header = child_header(parent, parent.timestamp + 1, proposer.address, seal.unsealed_extra_data(NETWORK, iteration))
     return seal.seal(header, proposer)
 
 

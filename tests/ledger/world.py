@@ -19,6 +19,7 @@ from genesis.new import new_genesis
 from ledger import seal
 from ledger.block import SealedBlock, earliest_timestamp
 from ledger.chain import Chain
+from ledger.consensus import Consensus
 from ledger.keys import Key
 from ledger.ledger import Clock, Ledger
 from ledger.store import Store
@@ -119,9 +120,8 @@ class Builder:
         """A final block with these transactions, encoded; the chain stays as it is."""
         at = earliest_timestamp(self.chain.tip.header, self.chain.config) if timestamp is None else timestamp
         executed, stuck = self.chain.propose(self.authority, self.decode(raws), at)
-        assert executed is not None
         assert not stuck
-        certificate = seal.certify(self.chain.genesis_hash, executed.header, [self.authority])
+        certificate = seal.certify(self.chain.tip.epoch, executed.header, [self.authority])
         return SealedBlock(rlp.encode(executed.header), tuple(raws), certificate).encode()
 
     def grow(self, *raws: bytes) -> bytes:
@@ -165,7 +165,7 @@ async def sealing(ledger: Ledger, key: Key = AUTHORITY) -> AsyncIterator[None]:
     """Blocks are made while the body runs, for at most DEADLINE_S."""
     with trio.fail_after(DEADLINE_S):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ledger.seal, key)
+            nursery.start_soon(Consensus(ledger, key).run)
             yield
             nursery.cancel_scope.cancel()
 

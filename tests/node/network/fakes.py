@@ -104,3 +104,32 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for a condition that nothing signals; the test's deadline bounds it."""
     while not condition():
         await trio.lowlevel.checkpoint()
+
+
+class FakeOutbox:
+    def __init__(self) -> None:
+        self.sender, self.receiver = trio.open_memory_channel[bytes](100)
+
+    async def take(self, bytes_max: int, count_max: int) -> list[bytes]:
+        return [await self.receiver.receive()]
+
+
+class FakeConsensus:
+    """Takes down what peers say, and says to each what it is told to; what it means is the ledger's to test."""
+
+    def __init__(self) -> None:
+        self.on_offence: Callable[[str, str], None] = lambda peer, reason: None
+        self.outboxes: dict[str, FakeOutbox] = {}
+        self.received: list[tuple[str, bytes]] = []
+
+    def attach(self, peer: str) -> FakeOutbox:
+        self.outboxes[peer] = FakeOutbox()
+        return self.outboxes[peer]
+
+    def detach(self, peer: str) -> None:
+        del self.outboxes[peer]
+
+    def receive(self, peer: str, data: bytes) -> None:
+        if not data.startswith(b"word "):
+            raise BadPeer("no word of consensus")
+        self.received.append((peer, data))

@@ -36,7 +36,7 @@ from node.network.messages import (
 )
 from node.network.muxer import BUFFERED_BYTES_MAX
 from node.network.session import SyncLimits
-from tests.node.network.fakes import GENESIS, FakeLedger, block, until
+from tests.node.network.fakes import GENESIS, FakeConsensus, FakeLedger, block, until
 
 DEADLINE_S = 30.0
 FAST = SyncLimits(long_poll_s=1.0, answer_s_max=3.0, redial_s_max=0.1)
@@ -49,9 +49,11 @@ class Member:
         self.identity: NodeIdentity = more.pop("identity", None) or NodeIdentity.generate()  # type: ignore[assignment]
         self.ledger = ledger
         more.setdefault("limits", FAST)
+        self.consensus = FakeConsensus()
         self.control = ControlPlane(
             self.identity,
             ledger,
+            self.consensus,
             listen_host="127.0.0.1",
             listen_port=port,
             bootstrap=bootstrap,
