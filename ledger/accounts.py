@@ -18,6 +18,19 @@ class Accounts(msgspec.Struct, frozen=True):
     authorities: frozenset[Address] = frozenset()
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """The accounts after some block, and the epoch that the authorities among them stand for."""
+
+    accounts: Accounts = Accounts()
+    epoch: bytes = b""
+    """The hash of the block that set the authorities: genesis', until they change."""
+
+    def after(self, block_hash: bytes, sequence: Iterable[events.ContractEvent]) -> Standing:
+        """The standing after the next block and its events."""
+        accounts = fold(self.accounts, sequence)
+        return Standing(accounts, self.epoch if accounts.authorities == self.accounts.authorities else block_hash)
+
+
 def apply(state: Accounts, event: events.ContractEvent) -> Accounts:
     """The state after one event; events of other contracts change nothing."""
     replace = msgspec.structs.replace

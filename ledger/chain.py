@@ -21,14 +21,14 @@ from contracts.errors import BadInput, BadPeer, Conflict, NotAllowed
 from contracts.types import Address, TransactionHash
 from genesis.block import GenesisBlock
 from genesis.config import GenesisConfig
-from ledger import accounts as accounts_fold
 from ledger import block as blocks
 from ledger import seal
-from ledger.accounts import Accounts
+from ledger.accounts import Accounts, Standing
 from ledger.block import SealedBlock
 from ledger.execution import Executed, Execution
 from ledger.keys import Key
 from ledger.record import BlockRecord, TransactionRecord
+from ledger.snapshot import Snapshot
 from ledger.state import Nodes, ReadNode
 from ledger.store import Store
 from ledger.transactions import Transaction, decode
@@ -61,9 +61,8 @@ class Tip:
 
     def after(self, executed: Executed) -> Tip:
         """The tip that an executed child of this one makes, as long as it is undecided."""
-        accounts = accounts_fold.fold(self.accounts, executed.events())
-        epoch = self.epoch if accounts.authorities == self.accounts.authorities else bytes(executed.header.hash)
-        return Tip(executed.header, accounts, epoch, (*self.unwritten, executed))
+        now = Standing(self.accounts, self.epoch).after(bytes(executed.header.hash), executed.events())
+        return Tip(executed.header, now.accounts, now.epoch, (*self.unwritten, executed))
 
     def transaction_hashes(self) -> frozenset[TransactionHash]:
         """Of the undecided blocks."""
@@ -74,9 +73,17 @@ class Chain:
     """`tip` is set by whoever writes, after the write; see ledger.ledger for when."""
 
     def __init__(
-        self, store: Store, config: GenesisConfig, genesis: GenesisBlock, engine: type[Execution] = Execution
+        self,
+        store: Store,
+        config: GenesisConfig,
+        genesis: GenesisBlock,
+        engine: type[Execution] = Execution,
+        snapshot: Snapshot | None = None,
     ) -> None:
-        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict if it grew from another."""
+        """Open the chain in `store`, writing genesis into an empty one. Raises Conflict if it grew from another.
+
+        The accounts are folded from `snapshot` on, one of this very chain, or else from genesis.
+        """
         self.store = store
         self._engine = engine
         self.config = config
@@ -90,26 +97,24 @@ class Chain:
                 f"the configured one is 0x{genesis.hash.hex()}: use its genesis file, or another --data-dir"
             )
         self._nodes = Nodes(store.state_node)
-        self.tip = self._load_tip()
+        self.tip = self._load_tip(snapshot)
 
     def _write_genesis(self, genesis: GenesisBlock) -> None:
         certificate = seal.Certificate(genesis.hash, genesis.hash, 0, ())
         block = SealedBlock(rlp.encode(genesis.header), (), certificate)
         self.store.commit(block, genesis_record(genesis), (), genesis.state_nodes, ())
 
-    def _load_tip(self) -> Tip:
+    def _load_tip(self, snapshot: Snapshot | None) -> Tip:
         head = self.store.head()
         assert head is not None
         header = self.store.sealed(head[0]).header()
         if (header.block_number, header.hash) != head:
             raise self.store.corrupt(f"the newest block is not 0x{head[1].hex()}, which the head names")
-        accounts, epoch = Accounts(), self.genesis_hash
-        for record in self.store.records(0, head[0] + 1):
-            before = accounts.authorities
-            accounts = accounts_fold.fold(accounts, record.events())
-            if record.number and accounts.authorities != before:
-                epoch = record.hash
-        return Tip(header, accounts, epoch)
+        standing, start = (Standing(), 0) if snapshot is None else (snapshot.standing, snapshot.number + 1)
+        self.store.check_records(start)
+        for record in self.store.records(start, head[0] + 1):
+            standing = standing.after(record.hash, record.events())
+        return Tip(header, standing.accounts, standing.epoch)
 
     def _ancestors(self, parent: Tip) -> Iterator[bytes]:
         yield from (bytes(executed.header.hash) for executed in reversed(parent.unwritten))

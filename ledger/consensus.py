@@ -24,6 +24,7 @@ from ledger.exchange import Envelope, Message, Proposed, Status, decode, encode,
 from ledger.keys import Key
 from ledger.ledger import Ledger
 from ledger.peers import Outbox, Peer
+from ledger.resync import wait_past_lost_votes
 from ledger.simplex import Proposal, Root, Simplex
 from ledger.undecided import Undecided
 from ledger.votes import NO_BLOCK, Evidence, Kind, Votes, liar
@@ -141,6 +142,7 @@ class Consensus:
 
     async def run(self) -> None:
         """Take part for as long as it runs. Raises what the disk refused."""
+        await wait_past_lost_votes(self._ledger)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stir_when_head_moves)
             nursery.start_soon(self._stir_when_pool_grows)

@@ -22,13 +22,15 @@ from contracts.errors import BadInput, Conflict, NotAllowed, NotFound
 from contracts.types import Address, TransactionHash
 from genesis.block import build
 from genesis.config import GenesisConfig
-from ledger import seal
+from ledger import seal, snapshot
 from ledger.answers import Account, Head, LedgerStatistics, Receipt
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
 from ledger.keys import Key
 from ledger.pool import Pool
+from ledger.proof import Proof
+from ledger.prover import Shows, prove
 from ledger.record import BlockRecord
 from ledger.simplex import Ballot
 from ledger.store import Store
@@ -52,10 +54,12 @@ class _Final:
 
 
 class Ledger:
-    """Use `Ledger.open(...)`; close when done."""
+    """Use `Ledger.open(...)`; close when done. `opened_from`: the snapshot up to which no block was folded again."""
 
-    def __init__(self, chain: Chain, clock: Clock) -> None:
+    def __init__(self, chain: Chain, clock: Clock, opened_from: snapshot.Snapshot | None = None) -> None:
         self._chain = chain
+        self.opened_from = opened_from
+        self.path = chain.store.path
         self._clock = clock
         self._writer = trio.Lock()
         self._moved = trio.Event()
@@ -74,7 +78,9 @@ class Ledger:
         """Open or create the ledger in the folder `path`. Raises Conflict or Corrupt; see ledger.store."""
         store = Store(path)
         try:
-            return Ledger(Chain(store, config, build(config)), clock)
+            genesis = build(config)
+            found = snapshot.load(store, genesis.hash)
+            return Ledger(Chain(store, config, genesis, snapshot=found), clock, found)
         except BaseException:
             store.close()
             raise
@@ -176,15 +182,14 @@ class Ledger:
         record = self._chain.store.record(place[0])
         return Receipt(record.transactions[place[1]], place[1], record.number, record.hash, record.timestamp)
 
+    def prove(self, shows: Shows) -> Proof:
+        """A proof of the newest event that `shows` picks; see ledger.prover."""
+        return prove(self._chain.store, self._chain.tip.number, shows)
+
     def account(self, address: Address) -> Account:
         accounts = self._chain.tip.accounts
-        return Account(
-            address,
-            self._pool.next_nonce(address, self._chain.nonce(address)),
-            address in accounts.enrolled,
-            address in accounts.admins,
-            address in accounts.authorities,
-        )
+        roles = (address in accounts.enrolled, address in accounts.admins, address in accounts.authorities)
+        return Account(address, self._pool.next_nonce(address, self._chain.nonce(address)), *roles)
 
     def is_pending(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._pool

@@ -34,8 +34,11 @@ FORMAT = b"aigen ledger 1"
 _NUMBER = struct.Struct(">Q")
 _PLACE = struct.Struct(">QI")
 HASH_SIZE = 32
-WAY_OUT = "keep a copy of that folder, move it away and start again; the node fetches the chain from its peers"
+WAY_OUT = "run `aigen ledger resync`, which moves that folder aside, and start again; the chain comes from the peers"
 """What to do about a ledger that is damaged."""
+
+_SHORT_OR_GONE = ("No such file", "Invalid argument", "Not a directory", "Is a directory")
+"""How LevelDB reports a file that is missing or shorter than it was, or a CURRENT that names something else."""
 
 _SEQUENCE_END = (1 << 64) - 1
 
@@ -47,6 +50,7 @@ class Store:
         """Open or create. Raises Conflict when another process has it, Corrupt when it is not ours or damaged."""
         self.path = path
         self._failure: Refused | None = None
+        has_tables = any(path.glob("*.ldb"))
         if _lost_its_index(path):
             raise self.corrupt("it has data but no file CURRENT")
         with self._reported():
@@ -54,7 +58,7 @@ class Store:
             self._db = plyvel.DB(str(path), create_if_missing=True, paranoid_checks=True)
         try:
             found = self._get(b"F")
-            if found is None and self.head() is None:
+            if found is None and self.head() is None and not has_tables:
                 self._write({b"F": FORMAT})
             elif found != FORMAT:
                 raise self.corrupt(f"its format is {found!r}, not {FORMAT!r}")
@@ -64,7 +68,10 @@ class Store:
 
     def corrupt(self, what: object) -> Corrupt:
         """What to raise when the bytes here are not those that were written."""
-        return Corrupt(f"the ledger in {self.path} is damaged or not of this version ({what}): {WAY_OUT}")
+        text, files = str(what), self._newest_files()
+        if not any(name in text for name in files):  # LevelDB often does not say which of its files it means
+            text = f"{text}, in a file such as {', '.join(files)}" if files else text
+        return Corrupt(f"the ledger in {self.path} is damaged or not of this version ({text}): {WAY_OUT}")
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
@@ -80,7 +87,7 @@ class Store:
             what = error.args[0].decode(errors="replace")
         if what.startswith("IO error: lock "):
             return Conflict(f"the ledger in {self.path} is in use by another process: stop that node first")
-        if isinstance(error, plyvel.CorruptionError) or "No such file" in what:
+        if isinstance(error, plyvel.CorruptionError) or any(reason in what for reason in _SHORT_OR_GONE):
             return self.corrupt(what)
         if any(reason in what for reason in ("No space left", "quota exceeded", "File too large")):
             return NoSpace(
@@ -91,6 +98,11 @@ class Store:
                 f"the ledger in {self.path} is closed to this user ({what}): give it the right to write there"
             )
         return Refused(f"the ledger in {self.path} failed ({what}): remove the cause, then start the node again")
+
+    def _newest_files(self) -> list[str]:
+        """CURRENT, and the newest of each kind of file that it leads to."""
+        kinds = (sorted(self.path.glob(pattern)) for pattern in ("CURRENT", "MANIFEST-*", "*.log", "*.ldb"))
+        return [files[-1].name for files in kinds if files]
 
     @property
     def failure(self) -> Refused | None:
@@ -116,12 +128,19 @@ class Store:
             value: bytes | None = self._db.get(key, verify_checksums=True)
         return value
 
+    def _items(self, first: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values for first <= key < end, in order, as they were when it began."""
+        # Not plyvel's plain iterator: when the last block that it looks at is damaged, it ends there without a word.
+        with self._reported(), self._db.raw_iterator(verify_checksums=True) as found:
+            found.seek(first)
+            while found.valid() and (key := found.key()) < end:
+                yield key, found.value()
+                found.next()
+
     def _scan(self, prefix: bytes, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """Numbers and values of the keys prefix n for start <= n < stop, in order, as they were when it began."""
-        first, end = prefix + _NUMBER.pack(start), prefix + _NUMBER.pack(stop)
-        with self._reported(), self._db.iterator(start=first, stop=end, verify_checksums=True) as found:
-            for key, value in found:
-                yield _NUMBER.unpack(key[len(prefix) :])[0], value
+        """Numbers and values of the keys prefix n for start <= n < stop."""
+        for key, value in self._items(prefix + _NUMBER.pack(start), prefix + _NUMBER.pack(stop)):
+            yield _NUMBER.unpack(key[len(prefix) :])[0], value
 
     def _must(self, key: bytes, what: str) -> bytes:
         value = self._get(key)
@@ -164,6 +183,19 @@ class Store:
             if number != expected:
                 break
             yield self._decode_record(number, value)
+            expected += 1
+        if expected < stop:
+            raise self.corrupt(f"the event record of block {expected} is missing")
+
+    def check_records(self, stop: int) -> None:
+        """Raise Corrupt unless there is a record of each block below `stop`; decodes none.
+
+        A table file that LevelDB lost sight of takes whole blocks with it and leaves the newer ones.
+        """
+        expected = 0
+        for number, _ in self._scan(b"e", 0, stop):
+            if number != expected:
+                break
             expected += 1
         if expected < stop:
             raise self.corrupt(f"the event record of block {expected} is missing")
@@ -238,8 +270,8 @@ class Store:
     def evidence(self) -> dict[Address, Evidence]:
         """The first proof of each authority that was seen to lie, by its address."""
         try:
-            with self._reported(), self._db.iterator(prefix=b"x", verify_checksums=True) as found:
-                return {Address(key[1:]): msgspec.msgpack.decode(value, type=Evidence) for key, value in found}
+            found = self._items(b"x", b"y")
+            return {Address(key[1:]): msgspec.msgpack.decode(value, type=Evidence) for key, value in found}
         except msgspec.DecodeError as error:
             raise self.corrupt(f"its evidence: {error}") from error
 

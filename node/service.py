@@ -19,9 +19,12 @@ from contracts.errors import Busy, NotFound, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, NodeId, TransactionHash, Version
 from ledger.ledger import Ledger
+from ledger.proof import Proof
+from ledger.prover import Shows
 from ledger.transactions import Transaction
 from ledger.wallet import Wallet
 from node import views
+from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Message, Parameters
@@ -100,7 +103,10 @@ class Service:
     unreachable: Callable[[], Mapping[NodeId, str]]
     """Nodes that should be peers and are not, with the reason."""
     steps: Steps
+    agreement: Agreement = field(default_factory=Agreement)
     started_at: int = field(default_factory=lambda: int(time.time()))
+    _proving: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    """A search for an event may read the whole ledger: one at a time."""
     _checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = field(default_factory=dict)
 
     @property
@@ -142,11 +148,17 @@ class Service:
     def chain(self) -> port.ChainInfo:
         return views.chain_info(self.ledger, self._state)
 
+    async def state_hashes(self) -> tuple[StateMark, ...]:
+        return await self.replay.marks()
+
     def block(self, at: int | bytes | None) -> port.BlockInfo | None:
         return views.block_info(self.ledger, at)
 
     def receipt(self, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
         return views.receipt_info(self.ledger, transaction_hash)
+
+    async def prove(self, shows: Shows) -> Proof:
+        return await trio.to_thread.run_sync(self.ledger.prove, shows, limiter=self._proving)
 
     # This node
 
@@ -170,6 +182,7 @@ class Service:
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
+            state_alarms=self.agreement.alarms(),
             steps=tuple(self._explained(step) for step in self.steps.steps.values()),
             models=self.load_states(),
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 from immutables import Map
@@ -76,39 +78,95 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     check_period_s: int
     checks: list[TierCheck]
     members: list[Member]
-    announced: list[tuple[ModelKey, NodeId, list[int]]]
+    announced: list[tuple[ModelKey, list[tuple[NodeId, list[int]]]]]
     mirrors: list[tuple[ModelKey, list[Mirror]]]
 
 
-SNAPSHOT_FORMAT = "aigen state 1"
+SNAPSHOT_FORMAT = "aigen state 2"
+"""Raise the number when the layout changes, or what a projection folds an event into."""
 
 _decoder = msgspec.msgpack.Decoder(_Snapshot)
+_encoder = msgspec.msgpack.Encoder()
 
 
 def encode(state: State) -> bytes:
-    """The same bytes for equal states, whatever their history and the process: to keep, to hash and to compare."""
-    checks = [check for of_account in state.tiers.checks.values() for check in of_account.values()]
-    return msgspec.msgpack.encode(
+    """The same bytes for equal states, whatever their history and the process: to keep and to compare."""
+    return _encoder.encode(
         _Snapshot(
             format=SNAPSHOT_FORMAT,
-            models=sorted(state.registry.models.values(), key=lambda model: model.registered),
+            models=_models(state.registry.models),
             core=state.registry.core,
-            tiers=sorted(state.tiers.tiers.values(), key=lambda tier: tier.name),
-            grants=sorted(state.tiers.grants.items(), key=lambda grant: grant[0]),
+            tiers=_tiers(state.tiers.tiers),
+            grants=_grants(state.tiers.grants),
             check_period_s=state.tiers.check_period_s,
-            checks=sorted(checks, key=lambda check: (check.account, check.model_id, check.version)),
-            members=sorted(state.members.members.values(), key=lambda member: member.node_id),
-            announced=[
-                (key, node_id, sorted(shards))
-                for key, nodes in sorted(state.shards.announced.items(), key=lambda entry: entry[0])
-                for node_id, shards in sorted(nodes.items(), key=lambda entry: entry[0])
-            ],
-            mirrors=[
-                (key, sorted(mirrors))
-                for key, mirrors in sorted(state.shards.mirrors.items(), key=lambda entry: entry[0])
-            ],
+            checks=_checks(state.tiers.checks),
+            members=_members(state.members.members),
+            announced=[(key, _nodes(state.shards.announced[key])) for key in sorted(state.shards.announced)],
+            mirrors=_mirrors(state.shards.mirrors),
         )
     )
+
+
+class Part(NamedTuple):
+    """A piece of a State that changes by itself: `value` is the very same object for as long as it does not."""
+
+    name: tuple[str, ...]
+    value: Any
+    plain: Callable[[Any], Any]
+    """Turns `value` into lists in one order."""
+
+    def encode(self) -> bytes:
+        """The same bytes for equal parts."""
+        return _encoder.encode(self.plain(self.value))
+
+
+def parts(state: State) -> Iterator[Part]:
+    """All of `state`, in one order; the announcements, most of a large state, model by model."""
+    yield Part(("models",), state.registry.models, _models)
+    yield Part(("core",), state.registry.core, _itself)
+    yield Part(("tiers",), state.tiers.tiers, _tiers)
+    yield Part(("grants",), state.tiers.grants, _grants)
+    yield Part(("check period",), state.tiers.check_period_s, _itself)
+    yield Part(("checks",), state.tiers.checks, _checks)
+    yield Part(("members",), state.members.members, _members)
+    for key in sorted(state.shards.announced):
+        yield Part(("announced", *key), state.shards.announced[key], _nodes)
+    yield Part(("mirrors",), state.shards.mirrors, _mirrors)
+
+
+_first = operator.itemgetter(0)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _models(models: Map[ModelKey, Model]) -> list[Model]:
+    return sorted(models.values(), key=lambda model: model.registered)
+
+
+def _tiers(found: Map[str, Tier]) -> list[Tier]:
+    return sorted(found.values(), key=lambda tier: tier.name)
+
+
+def _grants(grants: Map[Address, Grant]) -> list[tuple[Address, Grant]]:
+    return sorted(grants.items(), key=_first)
+
+
+def _checks(checks: Map[Address, Map[ModelKey, TierCheck]]) -> list[TierCheck]:
+    return [of_account[key] for _, of_account in sorted(checks.items(), key=_first) for key in sorted(of_account)]
+
+
+def _members(found: Map[NodeId, Member]) -> list[Member]:
+    return sorted(found.values(), key=lambda member: member.node_id)
+
+
+def _nodes(nodes: Map[NodeId, frozenset[int]]) -> list[tuple[NodeId, list[int]]]:
+    return [(node_id, sorted(shards)) for node_id, shards in sorted(nodes.items(), key=_first)]
+
+
+def _mirrors(found: Map[ModelKey, frozenset[Mirror]]) -> list[tuple[ModelKey, list[Mirror]]]:
+    return [(key, sorted(found[key])) for key in sorted(found)]
 
 
 def decode(data: bytes) -> State:
@@ -124,8 +182,8 @@ def decode(data: bytes) -> State:
         earlier = checks.get(check.account, Map[ModelKey, TierCheck]())
         checks[check.account] = earlier.set((check.model_id, check.version), check)
     announced: dict[ModelKey, Map[NodeId, frozenset[int]]] = {}
-    for key, node_id, shards in plain.announced:
-        announced[key] = announced.get(key, Map[NodeId, frozenset[int]]()).set(node_id, frozenset(shards))
+    for key, nodes in plain.announced:
+        announced[key] = Map((node_id, frozenset(shards)) for node_id, shards in nodes)
     return State(
         registry=Registry(Map((model.key, model) for model in plain.models), plain.core),
         tiers=Tiers(

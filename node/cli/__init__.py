@@ -28,7 +28,12 @@ COMMANDS = {
     ),
     "node": ("node.cli.network", "node", "The members of the network."),
     "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
-    "ledger": ("node.cli.ledger", "ledger", "The chain in a data directory, checked again from genesis."),
+    "proof": ("node.cli.proof", "proof", "Proofs of what is on the ledger, checked with its genesis file alone."),
+    "ledger": (
+        "node.cli.ledger",
+        "ledger",
+        "The chain in a data directory: check it again from genesis, begin it anew.",
+    ),
     "genesis": ("node.cli.genesis", "genesis", "Make and look at genesis files."),
     "demo": (
         "node.cli.demo",

@@ -298,6 +298,8 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any]) -> None:
             ("node", f"{node['node_id']} ({node['role']})"),
             ("operator", node["operator"]),
             ("network", f"{chain['name']}, chain id {chain['chain_id']}, block {chain['head_number']}"),
+            ("state", "{hash} after block {number}".format_map(chain["state_hashes"][-1])),
+            *(("ALARM", alarm) for alarm in node["state_alarms"]),
             ("peers", len(node["peers"])),
             *(("endpoint", endpoint) for endpoint in node["endpoints"]),
             ("disk", f"{common.size(node['disk_used'])} of {common.size(node['disk_budget'])}"),

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
+from node.agreement import StateMark
 from node.inference.spec import Completion
-from node.rpc.port import ModelInfo, ShardInfo
+from node.rpc.port import ChainInfo, ModelInfo, ShardInfo
 
 
 def answer(value: object) -> Any:
@@ -57,6 +58,10 @@ def locations(model: ModelInfo, shards: tuple[ShardInfo, ...], redundancy: int) 
         "redundancy": redundancy,
         "shards": answer(shards),
     }
+
+
+def chain(found: ChainInfo, state_hashes: tuple[StateMark, ...]) -> dict[str, Any]:
+    return {**answer(found), "state_hashes": answer(state_hashes)}
 
 
 def completion(model: ModelInfo, done: Completion) -> dict[str, Any]:

@@ -15,6 +15,7 @@ a known account is enrolled or holds a tier. A signed transaction says itself wh
 | getTransactionReceipt | transaction_hash                              | anyone                                  |
 | getBlock              | number? or hash? (the head)                   | anyone                                  |
 | getChainInfo          |                                               | anyone                                  |
+| getProof              | kind, then what it is of; see node.rpc.proofs | a known account                         |
 | sendRawTransaction    | transaction                                   | anyone; the ledger judges the signer    |
 | registerModel         | transaction                                   | anyone; the signer is an admin          |
 | setCoreModel          | transaction                                   | anyone; the signer is an admin          |
@@ -43,7 +44,7 @@ from jsonrpcserver import Error, Success
 from contracts.calls import RegisterModel, SetCoreModel, decode_call
 from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
 from contracts.types import Address, ModelId, Version
-from node.rpc import answers, jsonrpc, params
+from node.rpc import answers, jsonrpc, params, proofs
 from node.rpc.caller import Caller, require_known, require_on_ledger, require_operator
 from node.rpc.port import ChatChunk, Emit, LoadState, ModelInfo, NodePort, SignedTransaction
 
@@ -209,7 +210,13 @@ async def get_block(node: NodePort, _context: Context, given: params.BlockParams
 
 
 async def get_chain_info(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
-    return node.chain()
+    return answers.chain(node.chain(), await node.state_hashes())
+
+
+async def get_proof(node: NodePort, context: Context, given: proofs.ProofParams) -> Any:
+    require_known(node, context.caller, "getProof")  # the search reads the disk
+    model = None if given.model_id is None else find_model(node, given.model_id, given.version)
+    return await node.prove(proofs.question(node, given, model))
 
 
 # Signed transactions
@@ -339,6 +346,7 @@ HANDLERS: tuple[Handler[Any], ...] = (
     Handler("getTransactionReceipt", params.ReceiptParams, get_transaction_receipt),
     Handler("getBlock", params.BlockParams, get_block),
     Handler("getChainInfo", params.NoParams, get_chain_info),
+    Handler("getProof", proofs.ProofParams, get_proof),
     Handler("sendRawTransaction", params.TransactionParams, send_raw_transaction),
     Handler("registerModel", params.TransactionParams, register_model),
     Handler("setCoreModel", params.TransactionParams, set_core_model),

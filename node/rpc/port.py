@@ -15,6 +15,9 @@ from typing import Literal, Protocol
 import msgspec
 
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
+from ledger.proof import Proof
+from ledger.prover import Shows
+from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters
 
 Backend = Literal["peer", "http", "ipfs"]
@@ -218,7 +221,8 @@ class StartStep(msgspec.Struct, frozen=True):
 class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
 
-    `pieces_fetched` and `bytes_fetched` came from other nodes since this one started.
+    `pieces_fetched` and `bytes_fetched` came from other nodes since this one started. `state_alarms` has a line for
+    each peer whose state after some block is not this node's.
     """
 
     node_id: NodeId
@@ -236,6 +240,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     cache_used: int
     pieces_fetched: int
     bytes_fetched: int
+    state_alarms: tuple[str, ...]
     steps: tuple[StartStep, ...]
     models: tuple[LoadState, ...]
 
@@ -320,12 +325,20 @@ class NodePort(Protocol):
 
     def chain(self) -> ChainInfo: ...
 
+    async def state_hashes(self) -> tuple[StateMark, ...]:
+        """Of the newest block and some before it that other nodes name too, the newest last."""
+        ...
+
     def block(self, at: int | bytes | None) -> BlockInfo | None:
         """A final block by number or hash; the head for None. None: not known here."""
         ...
 
     def receipt(self, transaction_hash: TransactionHash) -> ReceiptInfo | None:
         """None until the transaction is in a final block."""
+        ...
+
+    async def prove(self, shows: Shows) -> Proof:
+        """The proof of the newest event that `shows` picks. Raises NotFound, or Conflict when genesis has it."""
         ...
 
     # This node

@@ -174,7 +174,7 @@ class ShardSource:
         self._reader.close()
 
 
-class _Feeder:
+class Feeder:
     """The sources' bytes one after the other, with each file's hash taken as they pass."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
@@ -242,7 +242,7 @@ class Cutter:
         check_paths([source.path for source in sources])
         self.total_bytes = sum(source.size_bytes for source in sources)
         self._count = check_shard_count(self.total_bytes, shard_size)
-        self._feeder = _Feeder(sources)
+        self._feeder = Feeder(sources)
         self._store = store
         self._shard_size = shard_size
         self.shards: list[ManifestShard] = []

@@ -23,7 +23,7 @@ from ledger import keys, record
 from ledger import state as ledger_state
 from ledger.keys import Key
 from node import state
-from tests.benchmarks import peers, report
+from tests.benchmarks import peers, replay, report
 from tests.benchmarks.disk import Disk
 from tests.benchmarks.peers import Peer, Step
 from tests.ledger import world
@@ -48,7 +48,8 @@ CONFIG = world.make_config(accounts=OPERATORS)
 
 NOTE = """Medians of 3, taken in turns. Ours checks seal, certificate, signatures and roots, decodes events and writes \
 to disk, synced. The peers only execute, in memory: no seal, no disk. eth-tester is called in its own process; hardhat \
-and anvil are sent JSON-RPC over HTTP, which is part of their time."""
+and anvil are sent JSON-RPC over HTTP, which is part of their time. Starts are of synthetic chains: valid event \
+records, written without executing them."""
 
 
 def node_id(operator: int) -> str:
@@ -171,19 +172,23 @@ def replayed(records: Sequence[bytes]) -> float:
 
 
 def event_records() -> list[bytes]:
-    """The record of EVENTS events as a chain would have it: the calls' own arguments are the events' fields."""
-    steps = [*setting(), *work(EVENTS - len(setting()))]
+    """The record of EVENTS events as a chain would have it."""
+    transactions = transaction_records(EVENTS)
     blocks = []
-    for start in range(0, EVENTS, BLOCK_TRANSACTIONS):
-        number = start // BLOCK_TRANSACTIONS
-        transactions = []
-        for i, (key, call) in enumerate(steps[start : start + BLOCK_TRANSACTIONS]):
-            name = hashlib.sha256(f"{start + i}".encode()).digest()
-            done = (_event(key, call),)
-            transactions.append(record.TransactionRecord(name, key.address, start, call.to, 65_000, None, done))
+    for number, start in enumerate(range(0, EVENTS, BLOCK_TRANSACTIONS)):
         block_hash = hashlib.sha256(f"block {number}".encode()).digest()
-        blocks.append(record.encode(record.BlockRecord(number, block_hash, number, tuple(transactions))))
+        some = tuple(transactions[start : start + BLOCK_TRANSACTIONS])
+        blocks.append(record.encode(record.BlockRecord(number, block_hash, number, some)))
     return blocks
+
+
+def transaction_records(count: int) -> list[record.TransactionRecord]:
+    """The setting and the work as executing them would leave it: the calls' own arguments are the events' fields."""
+    made = []
+    for i, (key, call) in enumerate([*setting(), *work(count - len(setting()))]):
+        name, done = hashlib.sha256(f"{i}".encode()).digest(), (_event(key, call),)
+        made.append(record.TransactionRecord(name, key.address, i, call.to, 65_000, None, done))
+    return made
 
 
 def _event(key: Key, call: Call) -> events.ContractEvent:
@@ -217,6 +222,7 @@ def main() -> None:
     what = f"disk for each transaction, {BLOCK_TRANSACTIONS} a block"
     rows.append(report.compared(what, "bytes", taken, "the goal", target, 1.0, less_is_better=True))
     rows.append(compare_replay())
+    rows += replay.rows(CONFIG, transaction_records)
     report.publish("ledger", rows, NOTE)
     disk.show(f"on disk at {BLOCK_TRANSACTIONS} transactions a block, bytes for each transaction", count)
 

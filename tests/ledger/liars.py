@@ -88,7 +88,12 @@ def flood(node: Node, to: int, data: bytes) -> list[bytes]:
     return [data] * 3 + [encode(envelope.epoch, message) for message in noise]
 
 
-LIES: tuple[Filter, ...] = (withhold, vote_for_everything, equivocate, seal_bad_blocks, flood)
+def conspire(node: Node, to: int, data: bytes) -> list[bytes]:
+    """Proposes two blocks and votes for everything: the worst of both."""
+    return [each for sent in equivocate(node, to, data) for each in vote_for_everything(node, to, sent)]
+
+
+LIES: tuple[Filter, ...] = (withhold, vote_for_everything, equivocate, seal_bad_blocks, flood, conspire)
 
 
 def resealed(node: Node, message: Proposed, **changes: object) -> Proposed | None:
@@ -110,3 +115,7 @@ def make_liars(simulation: object, lies: tuple[Filter, ...] = LIES) -> None:
     assert isinstance(simulation, Simulation)
     for node in simulation.draw.sample(simulation.nodes, (simulation.size - 1) // 3):
         node.lies = simulation.draw.choice(lies)
+
+
+def make_conspirators(simulation: object) -> None:
+    make_liars(simulation, (conspire,))

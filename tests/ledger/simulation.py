@@ -66,6 +66,10 @@ def decoded(raw: bytes, chain_id: int, gas_limit: int) -> Transaction:
     return decode_transaction(raw, chain_id, gas_limit)
 
 
+EVERYWHERE = -1
+"""The group of a node that reaches all others, however the network is cut."""
+
+
 @dataclass
 class Weather:
     """How bad the network is, for now."""
@@ -77,7 +81,8 @@ class Weather:
     """Nodes in different groups do not reach each other."""
 
     def reaches(self, one: int, other: int) -> bool:
-        return self.groups.get(one, 0) == self.groups.get(other, 0)
+        groups = {self.groups.get(one, 0), self.groups.get(other, 0)}
+        return len(groups) == 1 or EVERYWHERE in groups
 
 
 Filter = Callable[["Node", int, bytes], list[bytes]]
@@ -250,7 +255,7 @@ class Simulation:
 
     def check(self, node: Node, number: int, block_hash: bytes) -> None:
         if self.final.setdefault(number, block_hash) != block_hash:
-            raise Disagreement(f"block {number} is final as two, at node {node.index} as 0x{block_hash.hex()}")
+            raise Disagreement(f"two final blocks {number}: at node {node.index} it is 0x{block_hash.hex()}")
 
     async def offer(self, node: Node, raw: bytes) -> bool:
         """Hand a transaction in; whether the node acknowledged it."""
@@ -331,6 +336,41 @@ async def storm(simulation: Simulation) -> None:
         if draw.random() < 0.4:
             draw.choice(simulation.honest).writes_until_death = draw.randint(1, 6)
         await trio.sleep(draw.choice((0.05, 0.5, 3.0, 10.0)))
+
+
+async def blackout(simulation: Simulation) -> None:
+    """Again and again, as soon as a first node has a new final block, it is cut off and all others lose power: the
+    worst moment for who forgets what it said."""
+    draw = simulation.draw
+    for _ in range(6):
+        simulation.weather = Weather(delay_s=draw.choice((0.05, 0.3)))
+        before = {node.index: node.checked for node in simulation.nodes}
+        await simulation.submit(draw.choice(simulation.honest), draw.choice(SENDERS), world.enrol(world.address(1)))
+        first: list[Node] = []
+        with trio.move_on_after(20):
+            while not first:
+                await trio.sleep(0.002)
+                first = [
+                    node for node in simulation.honest if node.ledger and node.ledger.head.number > before[node.index]
+                ]
+        cut_off = first[0] if first else draw.choice(simulation.honest)
+        simulation.weather.groups = {cut_off.index: 1}
+        for node in simulation.honest:
+            if node is not cut_off:
+                node.scope.cancel()
+        await trio.sleep(draw.choice((4.0, 12.0)))
+
+
+async def conspiracy(simulation: Simulation) -> None:
+    """The honest are cut in two, again and again, and see slow messages; the liars reach both sides."""
+    draw = simulation.draw
+    for _ in range(10):
+        simulation.weather = Weather(delay_s=draw.choice((0.05, 0.3, 1.5)))
+        sides = {node.index: draw.randint(0, 1) if node.is_honest else EVERYWHERE for node in simulation.nodes}
+        simulation.weather.groups = sides
+        for sender in SENDERS[:2]:
+            await simulation.submit(draw.choice(simulation.honest), sender, world.enrol(world.address(1)))
+        await trio.sleep(draw.choice((3.0, 6.0, 12.0)))
 
 
 async def reform(simulation: Simulation) -> None:

@@ -1,5 +1,6 @@
 """The store: one batch a block, one process at a time, and damage that is noticed."""
 
+import random
 import shutil
 import subprocess
 import sys
@@ -231,6 +232,21 @@ def test_flipped_byte_in_any_file_is_noticed(path: Path, tmp_path: Path) -> None
                     assert list(store.records(0, 4)) == whole
             shutil.rmtree(copy)
     assert noticed > 20
+
+
+def test_damage_in_the_last_block_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    """plyvel's plain iterator ends there without an error: accepted transactions would be lost without a word."""
+    path = tmp_path / "ledger"
+    with Store(path) as store:
+        for sequence in range(20):
+            store.append_journal(sequence, random.Random(sequence).randbytes(400))
+        store._db.compact_range()
+    (table,) = path.glob("*.ldb")
+    data = table.read_bytes()
+    place = data.index(random.Random(19).randbytes(400))
+    table.write_bytes(data[:place] + b"x" + data[place + 1 :])
+    with Store(path) as store, pytest.raises(Corrupt, match=r"checksum mismatch.*\.ldb"):
+        store.journal()
 
 
 @pytest.mark.parametrize("pattern", ["CURRENT", "MANIFEST-*", "*.ldb"])

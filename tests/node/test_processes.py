@@ -84,6 +84,13 @@ def head(node: Node) -> dict[str, Any]:
 
 def wait_same_head(machines: tuple[Node, ...]) -> None:
     until(lambda: len({head(node)["head_hash"] for node in machines}) == 1, "all are at one head", machines)
+    until(lambda: len({state_hash(node) for node in machines}) == 1, "all hold one state", machines)
+
+
+def state_hash(node: Node) -> str:
+    """Of the newest block that the node has folded."""
+    newest: str = node.ask("getChainInfo")["state_hashes"][-1]["hash"]
+    return newest
 
 
 def token(cluster: Cluster, name: str) -> str:
@@ -141,6 +148,23 @@ def test_tiers_decide_and_the_decision_is_on_every_ledger(cluster: Cluster) -> N
         assert [event["fields"]["account"] for event in events] == [cluster.accounts[name]]
         found[name] = events[0]["fields"]["granted"]
     assert found == {"guest": False, "alice": True}
+
+
+def test_what_a_node_proves_holds_without_one(cluster: Cluster, tmp_path: Path) -> None:
+    b, c = nodes(cluster, "b", "c")
+    proofs = {name: tmp_path / f"{name}.json" for name in ("model", "shard")}
+    assert b.cli("proof", "model", MODEL, "--out", proofs["model"]).status == 0
+    assert b.cli("proof", "shard", MODEL, 2, c.node_id, "--out", proofs["shard"]).status == 0
+    b.cli("proof", "tier", cluster.accounts["alice"], "--out", tmp_path / "tier.json").refused("in the genesis file")
+    check = ("--genesis", cluster.genesis, "--json")
+    model = aigen("proof", "check", proofs["model"], cluster.path / MODEL, *check).json
+    assert model["event"]["fields"]["manifest_hash"] == cluster.manifests[MODEL]
+    assert model["sender"] == cluster.accounts["admin"]
+    assert model["standing"]["number"] > model["block"]["number"]
+    shard = aigen("proof", "check", proofs["shard"], *check).json
+    assert shard["event"]["fields"]["node_id"] == c.node_id
+    assert 2 in shard["event"]["fields"]["shard_indices"]
+    assert shard["sender"] == cluster.accounts["c"]
 
 
 # Damage

@@ -6,11 +6,19 @@ import pickle
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from genesis import config as genesis_config
+from ledger import snapshot
+from ledger.accounts import Standing
 from ledger.ledger import Ledger
+from ledger.snapshot import Snapshot
+from node import state
 from node.config import Config, load, render
+from node.replay import Replay
+from node.storage.files import DirectoryLock
+from tests.ledger.world import open_ledger
 from tests.node.cluster import MIB, Cluster, aigen, write_model
 
 
@@ -237,6 +245,69 @@ def test_a_data_directory_grown_from_another_genesis(cluster: Cluster, data_dir:
 
 def test_verify_without_a_ledger(data_dir: Path) -> None:
     aigen("ledger", "verify", "--data-dir", data_dir).refused("no ledger", "--data-dir")
+
+
+def damage(ledger_dir: Path) -> None:
+    (manifest,) = ledger_dir.glob("MANIFEST-*")
+    manifest.write_bytes(b"")
+
+
+def test_resync_sets_the_ledger_aside(data_dir: Path, ledger_dir: Path, cluster: Cluster) -> None:
+    """Also a damaged one, when its node is no authority; the message of the damage names the command."""
+    genesis_of_others = cluster.path / "others.toml"
+    cluster.new_genesis(genesis_of_others, "--authority", cluster.accounts["alice"])
+    shutil.copy(genesis_of_others, data_dir / "genesis.toml")
+    shutil.rmtree(ledger_dir)
+    Ledger.open(ledger_dir, genesis_config.load(data_dir / "genesis.toml")).close()
+    damage(ledger_dir)
+    before = tree(ledger_dir)
+    aigen("ledger", "verify", "--data-dir", data_dir).refused("MANIFEST-", "aigen ledger resync")
+    assert tree(ledger_dir).keys() >= before.keys() - {"LOG", "LOG.old"}
+    done = aigen("ledger", "resync", "--data-dir", data_dir)
+    assert (done.status, done.err) == (0, "")
+    (aside,) = data_dir.glob("ledger.20*")
+    assert str(aside) in done.out
+    assert tree(aside).keys() >= before.keys()
+    assert not ledger_dir.exists()
+    aigen("ledger", "resync", "--data-dir", data_dir).refused("no ledger")
+
+
+def test_resync_of_an_authority_warns_and_notes(data_dir: Path, ledger_dir: Path) -> None:
+    done = aigen("ledger", "resync", "--data-dir", data_dir, "--json")
+    assert done.json["waits_for_block"] == 0
+    assert (data_dir / "ledger.votes-lost").exists()
+    Ledger.open(ledger_dir, genesis_config.load(data_dir / "genesis.toml")).close()
+    damage(ledger_dir)
+    aigen("ledger", "resync", "--data-dir", data_dir).refused("is an authority", "--past", "aigen status")
+    assert ledger_dir.exists()
+
+
+def test_resync_of_an_authority_that_cannot_be_read(data_dir: Path, ledger_dir: Path) -> None:
+    damage(ledger_dir)
+    done = aigen("ledger", "resync", "--past", 7, "--data-dir", data_dir)
+    assert done.status == 0
+    assert "WARNING" in done.err
+    assert "past block 7" in done.err
+    assert not ledger_dir.exists()
+
+
+def test_resync_while_the_node_runs(data_dir: Path, ledger_dir: Path) -> None:
+    with DirectoryLock(data_dir):
+        aigen("ledger", "resync", "--data-dir", data_dir).refused("in use by process", str(data_dir))
+    assert ledger_dir.exists()
+
+
+def test_verify_notices_a_wrong_snapshot(data_dir: Path, ledger_dir: Path) -> None:
+    """Its bytes are whole, and not what the blocks fold to: a memory erred."""
+    with open_ledger(ledger_dir, genesis_config.load(data_dir / "genesis.toml")) as ledger:
+        replay = Replay(ledger)
+        replay.catch_up()
+        right = Snapshot(ledger.genesis_hash, 0, ledger.head.hash, replay._newest.standing, state.encode(replay.state))
+        snapshot.write(ledger_dir, right)
+    assert aigen("ledger", "verify", "--data-dir", data_dir).status == 0
+    for changed in ({"projections": state.encode(state.State())}, {"standing": Standing()}):
+        snapshot.write(ledger_dir, msgspec.structs.replace(right, **changed))
+        aigen("ledger", "verify", "--data-dir", data_dir).refused("ledger.snapshot", "remove that file")
 
 
 def test_the_written_config_reads_back(tmp_path: Path) -> None:

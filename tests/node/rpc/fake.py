@@ -12,6 +12,9 @@ from contracts.errors import BadInput, Conflict
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger import transactions
 from ledger.keys import Key
+from ledger.proof import FinalBlock, Proof, Way
+from ledger.prover import Shows
+from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
 from node.rpc import port
 
@@ -87,6 +90,7 @@ class FakeNode:
         self.checks: list[port.TierCheck] = []
         self.pool: list[bytes] = []
         self.receipts: dict[TransactionHash, port.ReceiptInfo] = {}
+        self.asked: list[Shows] = []
         self.ready = True
         self.chats_begun = trio.Event()
         self.chats_cancelled = 0
@@ -155,6 +159,10 @@ class FakeNode:
             contracts={"Models": registration("x").to},
         )
 
+    async def state_hashes(self) -> tuple[StateMark, ...]:
+        await trio.lowlevel.checkpoint()
+        return (StateMark(0, sha("state 0")), StateMark(len(self.receipts), sha("state")))
+
     def block(self, at: int | bytes | None) -> port.BlockInfo | None:
         head = len(self.receipts)
         numbers = {number: number for number in range(head + 1)} | {sha(f"block {n}"): n for n in range(head + 1)}
@@ -176,6 +184,13 @@ class FakeNode:
     def receipt(self, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
         return self.receipts.get(transaction_hash)
 
+    async def prove(self, shows: Shows) -> Proof:
+        """A proof of nothing; `asked` keeps what was to be shown."""
+        await trio.lowlevel.checkpoint()
+        self.asked.append(shows)
+        block = FinalBlock(**dict.fromkeys(FinalBlock.__struct_fields__, "0x01"))
+        return Proof("aigen-proof-1", "0x00", Way((), block), 0, (), (), None)
+
     def node_info(self) -> port.NodeInfo:
         return port.NodeInfo(
             node_id=NODE_ID,
@@ -193,6 +208,7 @@ class FakeNode:
             cache_used=0,
             pieces_fetched=0,
             bytes_fetched=0,
+            state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             steps=(port.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
             models=self.load_states(),
         )

@@ -214,6 +214,8 @@ async def test_get_chain_info():
     assert (info["chain_id"], info["redundancy"]) == (41_000, 3)
     assert info["tiers"][0] == {"name": "basic", "rank": 1, "cache_size": 8_000_000_000}
     assert info["contracts"]["Models"] == hexed(registration("x").to)
+    assert [mark["number"] for mark in info["state_hashes"]] == [0, info["head_number"]]
+    assert all(len(mark["hash"]) == 66 for mark in info["state_hashes"])
 
 
 # Signed transactions
@@ -353,7 +355,9 @@ async def test_load_state_follows_a_load():
     assert (await result(node, "getLoadState", named))["state"] == "fetching"
     loaded = await result(node, "loadModel", {**named, "wait": True})
     assert (loaded["state"], loaded["bytes_done"]) == ("loaded", loaded["bytes_total"])
-    assert (await result(node, "getNodeInfo"))["models"] == [loaded]
+    info = await result(node, "getNodeInfo")
+    assert info["models"] == [loaded]
+    assert "another hash" in info["state_alarms"][0]
     assert (await result(node, "unloadModel", named))["state"] == "absent"
     assert (await refusal(node, "unloadModel", named))[0] == CONFLICT
     assert node.checks == []

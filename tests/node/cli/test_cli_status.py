@@ -1,0 +1,32 @@
+"""`aigen status` in words: the hash of the state, and an alarm that nobody can miss."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from node.agreement import Difference
+from node.cli.run import _show_status
+from node.rpc import answers
+from tests.node.rpc.fake import FakeNode
+
+
+async def shown(capsys: pytest.CaptureFixture[str], alarms: tuple[str, ...]) -> list[str]:
+    node = FakeNode()
+    info: dict[str, Any] = answers.answer(msgspec.structs.replace(node.node_info(), state_alarms=alarms))
+    _show_status(info, answers.chain(node.chain(), await node.state_hashes()))
+    return capsys.readouterr().out.splitlines()
+
+
+async def test_state_is_named_by_its_hash_and_block(capsys: pytest.CaptureFixture[str]) -> None:
+    node = FakeNode()
+    newest = (await node.state_hashes())[-1]
+    lines = await shown(capsys, ())
+    assert any(line.split() == ["state", f"0x{newest.hash.hex()}", "after", "block", "0"] for line in lines)
+    assert not any("ALARM" in line for line in lines)
+
+
+async def test_alarms_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    alarm = str(Difference("12D3KooWx", 16, b"\1" * 32, b"\2" * 32))  # type: ignore[arg-type]
+    (line,) = [line for line in await shown(capsys, (alarm,)) if line.startswith("ALARM")]
+    assert alarm in line
