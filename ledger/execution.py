@@ -33,7 +33,7 @@ def _no_node(key: bytes) -> None:
     return None
 
 
-class _Overlay(BaseDB):
+class Overlay(BaseDB):
     """Writes kept in memory over a read-only store of state nodes."""
 
     def __init__(self, read: ReadNode) -> None:
@@ -94,7 +94,7 @@ class Execution:
 
     def __init__(self, header: CancunBlockHeader, chain_id: int, read: ReadNode, ancestors: Iterable[bytes]) -> None:
         """`header` is the child_header of the parent whose state is the start."""
-        self._overlay = _Overlay(read)
+        self._overlay = Overlay(read)
         database = AtomicDB(self._overlay)
         self._vm = LedgerVM(header, ChainDB(database), ChainContext(chain_id), ConsensusContext(database))
         self._vm.ancestors = ancestors

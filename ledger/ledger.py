@@ -27,6 +27,7 @@ from ledger.answers import Account, Head, LedgerStatistics, Receipt
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
+from ledger.history import History
 from ledger.keys import Key
 from ledger.pool import Pool
 from ledger.proof import Proof
@@ -34,14 +35,9 @@ from ledger.prover import Shows, prove
 from ledger.record import BlockRecord
 from ledger.simplex import Ballot
 from ledger.store import Store
+from ledger.timing import Clock, in_thread
 from ledger.transactions import Transaction, check_enrolled
 from ledger.votes import Evidence
-
-in_thread = trio.to_thread.run_sync
-"""How everything that executes or syncs is run."""
-
-Clock = Callable[[], float]
-"""Seconds since the epoch. Read on trio's thread only."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +65,8 @@ class Ledger:
         self._ballots = chain.store.ballots()
         self._evidence = chain.store.evidence()
         self._undecided: dict[bytes, Executed] = {}
-        self._blocks_decided = 0
-        self._blocks_imported = 0
+        self._blocks_decided = self._blocks_imported = 0
+        self.history = History(chain, self._next_timestamp)
         self._recover_journal()
 
     @staticmethod
@@ -193,6 +189,9 @@ class Ledger:
 
     def is_pending(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._pool
+
+    def pending_transaction(self, transaction_hash: TransactionHash) -> Transaction | None:
+        return self._pool.find(transaction_hash)
 
     def statistics(self) -> LedgerStatistics:
         return LedgerStatistics(self._chain.tip.number, len(self._pool), self._blocks_decided, self._blocks_imported)

@@ -20,7 +20,7 @@ class Pool:
     def __init__(self) -> None:
         self._by_sender: dict[Address, dict[int, tuple[int, Transaction]]] = {}
         """Of each account the sequence number and transaction by nonce, in nonce order."""
-        self._known: set[TransactionHash] = set()
+        self._known: dict[TransactionHash, Transaction] = {}
         self._size_bytes = 0
         self.sequence = 0
         """Of the newest transaction taken in; grows with each."""
@@ -31,10 +31,13 @@ class Pool:
     def __contains__(self, transaction_hash: TransactionHash) -> bool:
         return transaction_hash in self._known
 
+    def find(self, transaction_hash: TransactionHash) -> Transaction | None:
+        return self._known.get(transaction_hash)
+
     @property
     def hashes(self) -> Set[TransactionHash]:
         """Of everything waiting."""
-        return self._known
+        return self._known.keys()
 
     @property
     def senders(self) -> Collection[Address]:
@@ -49,8 +52,10 @@ class Pool:
         waiting = len(self._by_sender.get(transaction.sender, ()))
         expected = self.next_nonce(transaction.sender, state_nonce)
         if transaction.nonce != expected:
-            why = "is used" if transaction.nonce < expected else "leaves a gap"
-            raise Conflict(f"nonce {transaction.nonce} {why}: the next of 0x{transaction.sender.hex()} is {expected}")
+            # Ethereum's libraries look for "nonce too low" and "nonce too high".
+            why = "low: {} is used" if transaction.nonce < expected else "high: {} leaves a gap"
+            wrong = f"nonce too {why.format(transaction.nonce)}"
+            raise Conflict(f"{wrong}: the next of 0x{transaction.sender.hex()} is {expected}")
         if waiting >= POOL_SENDER_TRANSACTIONS_MAX:
             raise Busy(
                 f"{waiting} transactions of this account wait already, at most {POOL_SENDER_TRANSACTIONS_MAX} do: "
@@ -67,7 +72,7 @@ class Pool:
         assert sequence > self.sequence
         assert transaction.nonce not in self._by_sender.get(transaction.sender, ())
         self._by_sender.setdefault(transaction.sender, {})[transaction.nonce] = (sequence, transaction)
-        self._known.add(transaction.hash)
+        self._known[transaction.hash] = transaction
         self._size_bytes += len(transaction.raw)
         self.sequence = sequence
 
@@ -107,5 +112,5 @@ class Pool:
             del waiting[transaction.nonce]
             if not waiting:
                 del self._by_sender[transaction.sender]
-            self._known.remove(transaction.hash)
+            del self._known[transaction.hash]
             self._size_bytes -= len(transaction.raw)

@@ -147,7 +147,7 @@ async def assemble(
         unreachable=lambda: control.statistics().unreachable,
         steps=steps,
     )
-    urls: list[str] = await nursery.start(RpcServer(service, config.rpc).serve)
+    urls: list[str] = await nursery.start(RpcServer(service, config.rpc, ledger=ledger).serve)
     log.info("RPC answers on %s", ", ".join(urls))
     if operator.address in ledger.authorities:
         log.info("this node's operator 0x%s is an authority: it proposes blocks and votes", operator.address.hex())

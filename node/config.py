@@ -42,6 +42,10 @@ class RpcSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_bytes: int = 4 << 20
     batch_size: int = 100
     concurrent_requests: int = 64
+    log_blocks: int = 10_000
+    """Blocks one eth_getLogs may span."""
+    call_gas: int = 10_000_000
+    """Gas one eth_call or eth_estimateGas may use."""
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,6 +105,9 @@ allowed_origins = []
 body_bytes = 4_194_304
 batch_size = 100
 concurrent_requests = 64
+# Bounds on Ethereum's methods: blocks that one eth_getLogs may span, gas that one eth_call may use.
+log_blocks = 10_000
+call_gas = 10_000_000
 
 [network]
 # What both planes bind: "0.0.0.0" for nodes on several machines.
@@ -266,6 +273,8 @@ def _check(path: Path, config: Config) -> None:
         "rpc.body_bytes": config.rpc.body_bytes,
         "rpc.batch_size": config.rpc.batch_size,
         "rpc.concurrent_requests": config.rpc.concurrent_requests,
+        "rpc.log_blocks": config.rpc.log_blocks,
+        "rpc.call_gas": config.rpc.call_gas,
         "storage.disk_budget": config.storage.disk_budget,
         "storage.scrub_interval_s": config.storage.scrub_interval_s,
         "inference.cache_size": config.inference.cache_size,

@@ -1,1 +1,2 @@
-"""The node's voice: JSON-RPC 2.0 over HTTP. Knows the node only through `port.NodePort`."""
+"""The node's voice: JSON-RPC 2.0 over HTTP and WebSocket. Knows the node only through `port.NodePort`, and
+for Ethereum's methods the ledger itself."""

@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 
 from contracts.errors import NotAllowed, Refused
 from node.config import RpcSettings
+from node.rpc import upgrade
 from node.rpc.jsonrpc import encode, error_answer
 from node.rpc.limits import ANY, RpcLimits
 
@@ -123,7 +124,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close"})
+            await self._upgrade(scope, receive, send)
             return
         assert scope["type"] == "http", scope["type"]
         exchange = Exchange(receive, send, scope["state"]["connection"], self._limits)
@@ -145,6 +146,23 @@ class Guard:
         except Exception:
             await exchange.settle()
             raise
+
+    async def _upgrade(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same checks before a WebSocket's handshake is answered. Browsers let any page try one, and say only whose
+        it is: nothing but the Origin keeps other sites' pages out."""
+        scope["state"]["overflow"] = upgrade.bound(send, self._limits.body_bytes)
+        headers = Headers(scope=scope)
+        try:
+            self._check_version(scope["http_version"])
+            self._check_host(headers.get("host", ""))
+            self._check_origin(scope, headers)
+        except NotAllowed as refusal:
+            body = encode(error_answer(refusal.code, str(refusal)))
+            answer = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *ANSWER_HEADERS]
+            await send({"type": "websocket.http.response.start", "status": 403, "headers": answer})
+            await send({"type": "websocket.http.response.body", "body": body})
+            return
+        await self._app(scope, receive, send)
 
     def _check_version(self, version: str) -> None:
         if version not in HTTP_VERSIONS:
@@ -171,7 +189,8 @@ class Guard:
         if origin is None:
             self._check_no_hidden_page(scope, headers)
             return None
-        if origin == f"{scope['scheme']}://{headers['host']}":
+        scheme = {"ws": "http", "wss": "https"}.get(scope["scheme"], scope["scheme"])
+        if origin == f"{scheme}://{headers['host']}":
             return None
         if origin not in self._origins and ANY not in self._origins:
             raise NotAllowed(
@@ -182,7 +201,7 @@ class Guard:
     def _check_no_hidden_page(self, scope: Scope, headers: Headers) -> None:
         """Browsers leave Origin out of some requests (images, links), but say where they came from."""
         if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} and not (
-            scope["method"] in {"GET", "HEAD"} and headers.get("sec-fetch-mode") == "navigate"
+            scope.get("method") in {"GET", "HEAD"} and headers.get("sec-fetch-mode") == "navigate"
         ):
             raise NotAllowed("a web page of another site may not call this node: see rpc.allowed_origins")
 

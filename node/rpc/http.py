@@ -1,4 +1,5 @@
-"""The routes: `POST /` takes JSON-RPC, `GET /health` says whether this node is ready. Knows no sockets.
+"""The routes: `POST /` takes JSON-RPC, as does a WebSocket there; `GET /health` says whether this node is ready. Knows
+no sockets.
 
 A JSON-RPC answer has status 200, whatever it says, and a call without one (notifications) 204. Other statuses are for
 what is refused before it is JSON-RPC; their body is an error object too, with a null id. A single call of a streaming
@@ -15,19 +16,22 @@ from typing import Any
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from contracts.errors import BadInput, Busy, NotAllowed, NotFound, Refused
 from node.rpc import jsonrpc
 from node.rpc.answers import answer
 from node.rpc.caller import Caller, identify
+from node.rpc.ethereum import Ethereum
 from node.rpc.guard import Receive, Scope, Send
-from node.rpc.jsonrpc import Batch, Call, Dispatcher
+from node.rpc.jsonrpc import Batch, Call, Dispatcher, Incoming
 from node.rpc.limits import RpcLimits
-from node.rpc.methods import STREAMING, Context, Notify
+from node.rpc.methods import STREAMING, Context, Notify, Subscriber
 from node.rpc.port import NodePort
+from node.rpc.websocket import Session
 
 logger = logging.getLogger("aigen.rpc")
 
@@ -46,14 +50,22 @@ class RpcApp:
     """The application's state: the node, the methods and who is being answered."""
 
     def __init__(
-        self, node: NodePort, dispatcher: Dispatcher, limits: RpcLimits, loopback: bool, clock: Callable[[], float]
+        self,
+        node: NodePort,
+        dispatcher: Dispatcher,
+        limits: RpcLimits,
+        loopback: bool,
+        clock: Callable[[], float],
+        ethereum: Ethereum | None,
     ) -> None:
+        self._ethereum = ethereum
         self._node = node
         self._dispatcher = dispatcher
         self._limits = limits
         self._loopback = loopback
         self._clock = clock
         self._turns = trio.Semaphore(limits.concurrent_requests)
+        self.websockets = 0
         self.requests_done = 0
         self.requests_refused = 0
 
@@ -63,7 +75,11 @@ class RpcApp:
 
     def asgi(self) -> Starlette:
         return Starlette(
-            routes=[Route("/", self.rpc, methods=["POST"]), Route("/health", self.health, methods=["GET"])],
+            routes=[
+                Route("/", self.rpc, methods=["POST"]),
+                Route("/health", self.health, methods=["GET"]),
+                WebSocketRoute("/", self.websocket),
+            ],
             exception_handlers={
                 HTTPException: _on_http_exception,
                 Turned: self._on_turned,
@@ -85,6 +101,47 @@ class RpcApp:
             return _json(incoming)
         return RpcResponse(self, incoming, caller)
 
+    async def websocket(self, websocket: WebSocket) -> None:
+        """Answer calls on a connection that stays, and tell it what it subscribes to."""
+        try:
+            self._identify(websocket)
+            self._check_room()
+        except Turned as error:
+            await websocket.send_denial_response(await self._on_turned(websocket, error))
+            return
+        subscriptions = None if self._ethereum is None else self._ethereum.subscriptions()
+        self.websockets += 1
+        try:
+            await Session(self, websocket, websocket.scope["state"]["overflow"], subscriptions).run()
+        finally:
+            self.websockets -= 1
+
+    def _check_room(self) -> None:
+        bound = self._limits.websockets
+        if self.websockets >= bound:
+            line = f"{bound} WebSocket connections are open already: use POST /, or try again later"
+            raise Turned(503, Busy(line), {"retry-after": str(RETRY_AFTER_S)})
+
+    def is_ordered(self, call: Call) -> bool:
+        return call.method in self._dispatcher.ordered
+
+    async def answer_message(
+        self, incoming: Incoming, websocket: WebSocket, subscriber: Subscriber | None
+    ) -> bytes | None:
+        """A message's answer. What HTTP would refuse with a status is an error of the message here."""
+        if isinstance(incoming, dict):
+            return jsonrpc.encode(incoming)
+        try:
+            caller = self._identify(websocket)
+        except Turned as error:
+            return _refusal(incoming, error.refusal)
+        if not await self.take_turn():
+            return _refusal(incoming, Busy(_busy_line(self._limits)))
+        try:
+            return await self.answer(incoming, caller, None, subscriber)
+        finally:
+            self.end_turn()
+
     def _check_media_type(self, request: Request) -> None:
         kind, _, rest = request.headers.get("content-type", "").partition(";")
         charset = rest.partition("charset=")[2].strip().strip('"').lower()
@@ -96,7 +153,7 @@ class RpcApp:
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Turned(415, BadInput("the body is compressed: send it as it is"))
 
-    def _identify(self, request: Request) -> Caller:
+    def _identify(self, request: HTTPConnection) -> Caller:
         try:
             return identify(self._node, request.headers, self._loopback, self._clock())
         except NotAllowed as refusal:
@@ -131,9 +188,11 @@ class RpcApp:
         self.requests_done += 1
         self._turns.release()
 
-    async def answer(self, incoming: Call | Batch, caller: Caller, notify: Notify | None) -> bytes | None:
+    async def answer(
+        self, incoming: Call | Batch, caller: Caller, notify: Notify | None, subscriber: Subscriber | None = None
+    ) -> bytes | None:
         """The bytes of the JSON-RPC answer; None when there is none."""
-        context = Context(caller, notify)
+        context = Context(caller, notify, subscriber)
         content: Any
         if isinstance(incoming, Batch):
             content = await self._dispatcher.answer_batch(incoming, context)
@@ -145,7 +204,7 @@ class RpcApp:
     def limits(self) -> RpcLimits:
         return self._limits
 
-    async def _on_turned(self, _request: Request, error: Exception) -> Response:
+    async def _on_turned(self, _request: HTTPConnection, error: Exception) -> Response:
         assert isinstance(error, Turned)
         self.requests_refused += 1
         return _json(jsonrpc.error_answer(error.refusal.code, str(error.refusal)), error.status, error.headers)
@@ -237,6 +296,17 @@ async def _until_gone(work: Work, receive: Receive) -> None:
         nursery.cancel_scope.cancel()
 
 
+def _refusal(incoming: Call | Batch, refusal: Refused) -> bytes | None:
+    """The answer to a message none of which is done; None to a notification."""
+    if isinstance(incoming, Batch):
+        return jsonrpc.encode(jsonrpc.error_answer(refusal.code, str(refusal)))
+    return (
+        None
+        if incoming.is_notification
+        else jsonrpc.encode(jsonrpc.error_answer(refusal.code, str(refusal), incoming.id))
+    )
+
+
 def _event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
@@ -253,10 +323,13 @@ def _too_large(bound: int) -> Turned:
     return Turned(413, BadInput(f"the body is larger than {bound} bytes (rpc.body_bytes): send less at once"))
 
 
-def _busy(limits: RpcLimits) -> Response:
+def _busy_line(limits: RpcLimits) -> str:
     bound = limits.concurrent_requests
-    line = f"{bound} requests are being answered already (rpc.concurrent_requests): try again in a moment"
-    return _json(jsonrpc.error_answer(Busy.code, line), 503, {"retry-after": str(RETRY_AFTER_S)})
+    return f"{bound} requests are being answered already (rpc.concurrent_requests): try again in a moment"
+
+
+def _busy(limits: RpcLimits) -> Response:
+    return _json(jsonrpc.error_answer(Busy.code, _busy_line(limits)), 503, {"retry-after": str(RETRY_AFTER_S)})
 
 
 async def _on_client_gone(_request: Request, _error: Exception) -> Response:

@@ -44,6 +44,26 @@ class RpcLimits:
     """How much of it."""
     keep_alive_s: float = 15.0
     """A stream with nothing to say sends a comment this often, so that proxies keep it open."""
+    log_blocks: int = 10_000
+    """Blocks one question for logs may span."""
+    log_results: int = 10_000
+    """Logs of one answer, and ..."""
+    log_bytes: int = 4 << 20
+    """... bytes of their data. A filter's changes that are more come with the next question."""
+    call_gas: int = 10_000_000
+    """Gas a call that is only tried may use. The largest registration (1,024 shards) takes 0.9 million."""
+    ledger_threads: int = 2
+    """Threads in which final blocks are read and calls are tried; further questions wait for one."""
+    filters: int = 256
+    """Filters kept for all clients together."""
+    filter_idle_s: float = 300.0
+    """A filter that nobody asks for so long is forgotten."""
+    websockets: int = 64
+    """WebSocket connections; fewer than `connections`, so that they leave room for plain requests."""
+    websocket_calls: int = 8
+    """Messages of one WebSocket connection being answered at once; the next is read when one is done."""
+    subscriptions: int = 32
+    """Subscriptions of one WebSocket connection."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -57,6 +77,8 @@ class RpcLimits:
             body_bytes=settings.body_bytes,
             batch_size=settings.batch_size,
             concurrent_requests=settings.concurrent_requests,
+            log_blocks=settings.log_blocks,
+            call_gas=settings.call_gas,
         )
 
 

@@ -37,13 +37,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from jsonrpcserver import Error, Success
 
 from contracts.calls import RegisterModel, SetCoreModel, decode_call
 from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
 from contracts.types import Address, ModelId, Version
+from ledger.history import Criteria
 from node.rpc import answers, jsonrpc, params, proofs
 from node.rpc.caller import Caller, require_known, require_on_ledger, require_operator
 from node.rpc.port import ChatChunk, Emit, LoadState, ModelInfo, NodePort, SignedTransaction
@@ -57,7 +58,7 @@ LOAD_NOTIFICATION = "loadProgress"
 STREAMING = frozenset({"chatCompletion"})
 """Methods that take `"stream": true`."""
 
-ORDERED = frozenset({"sendRawTransaction", "registerModel", "setCoreModel"})
+ORDERED = frozenset({"sendRawTransaction", "eth_sendRawTransaction", "registerModel", "setCoreModel"})
 """Methods whose order within a batch matters: nonces follow one another."""
 
 P = TypeVar("P", bound=params.Params)
@@ -66,12 +67,26 @@ Notify = Callable[[str, dict[str, Any]], Awaitable[None]]
 """Sends a JSON-RPC notification to the asker while its request is under way."""
 
 
+class Subscriber(Protocol):
+    """The connection a request came on, as one that can be told things later."""
+
+    def open(self, criteria: Criteria | None) -> str:
+        """Subscribe to new heads (no criteria) or logs; the name. Raises Busy."""
+        ...
+
+    def close(self, name: str) -> bool:
+        """Whether there was such a subscription."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
-    """What a method knows of its request. `notify` is None unless the answer is a stream."""
+    """What a method knows of its request. `notify` is None unless the answer is a stream, `subscriber` unless it came
+    on a WebSocket."""
 
     caller: Caller
     notify: Notify | None = None
+    subscriber: Subscriber | None = None
 
 
 @dataclass(frozen=True)
@@ -312,7 +327,7 @@ async def verify_shards(node: NodePort, context: Context, given: params.HeldPara
 async def chat_completion(node: NodePort, context: Context, given: params.ChatParams) -> Any:
     account = require_known(node, context.caller, "chatCompletion")
     if given.stream and context.notify is None:
-        raise BadInput("a stream needs a request of its own, with named params and an id: not in a batch")
+        raise BadInput("a stream needs a POST of its own, with named params and an id: not in a batch or a WebSocket")
     parameters = given.parameters()
     model = find_active_model(node, given.model_id, given.version)
     await require_tier(node, account, model)

@@ -294,52 +294,42 @@ class NodePort(Protocol):
     @property
     def chain_id(self) -> int:
         """The ledger's chain id, which bearer tokens are signed for."""
-        ...
 
     @property
     def operator(self) -> Address:
         """The account this node's operator key belongs to."""
-        ...
 
     # The ledger, from projections
 
     def models(self) -> tuple[ModelInfo, ...]:
         """Every registered (model_id, version), retired ones too, in order of registration."""
-        ...
 
     def model(self, model_id: ModelId, version: Version | None) -> ModelInfo | None:
         """One model; without a version the newest that is not retired. None: unknown."""
-        ...
 
     def catalogue(self) -> tuple[CatalogueEntry, ...]: ...
 
     def shards(self, model_id: ModelId, version: Version) -> tuple[ShardInfo, ...]:
         """The shards of a registered model in order, with their locations."""
-        ...
 
     def members(self) -> tuple[MemberInfo, ...]: ...
 
     def account(self, account: Address) -> AccountInfo:
         """Any address has one: an unknown one has nonce 0 and nothing else."""
-        ...
 
     def chain(self) -> ChainInfo: ...
 
     async def state_hashes(self) -> tuple[StateMark, ...]:
         """Of the newest block and some before it that other nodes name too, the newest last."""
-        ...
 
     def block(self, at: int | bytes | None) -> BlockInfo | None:
         """A final block by number or hash; the head for None. None: not known here."""
-        ...
 
     def receipt(self, transaction_hash: TransactionHash) -> ReceiptInfo | None:
         """None until the transaction is in a final block."""
-        ...
 
     async def prove(self, shows: Shows) -> Proof:
         """The proof of the newest event that `shows` picks. Raises NotFound, or Conflict when genesis has it."""
-        ...
 
     # This node
 
@@ -349,11 +339,9 @@ class NodePort(Protocol):
 
     def load_state(self, model_id: ModelId, version: Version) -> LoadState:
         """Where this node stands with a registered model; state `absent` when it never touched it."""
-        ...
 
     def load_states(self) -> tuple[LoadState, ...]:
         """Every model that is not `absent`."""
-        ...
 
     def held_shards(self) -> tuple[HeldShard, ...]: ...
 
@@ -361,30 +349,24 @@ class NodePort(Protocol):
 
     def decode_transaction(self, raw: bytes) -> SignedTransaction:
         """Decode and check what needs no state: kind, signature, chain id, fees. Raises BadInput."""
-        ...
 
     async def submit(self, raw: bytes) -> TransactionHash:
         """Put a transaction into the pool. Raises Refused (bad nonce, not enrolled, pool full); known: its hash."""
-        ...
 
     async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> TierCheck:
         """The recorded decision: the one in force for (account, model, version), or one made on the ledger now."""
-        ...
 
     async def load_model(self, model_id: ModelId, version: Version, wait: bool) -> LoadState:
         """Begin to fetch, verify and load. Answers at once, or when loaded with `wait` (raising why it failed).
 
         Cancelling the wait leaves the load going: others may wait for it too.
         """
-        ...
 
     async def unload_model(self, model_id: ModelId, version: Version) -> LoadState:
         """Give the memory back. Raises Conflict for a pinned model or one that is answering."""
-        ...
 
     async def verify_shards(self, model_id: ModelId | None) -> tuple[ShardCheck, ...]:
         """Re-hash the held shards now (all, or one model's); what is bad is demoted and fetched again."""
-        ...
 
     async def chat(
         self,
@@ -401,4 +383,3 @@ class NodePort(Protocol):
         With `emit`, every chunk of text goes out as it comes (and LoadState while loading); the returned Completion
         has the whole text either way. Cancelling stops the generation at the next token.
         """
-        ...

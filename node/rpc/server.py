@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,8 +25,10 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
 from contracts.errors import BadInput, Conflict, NotAllowed
+from ledger.ledger import Ledger
 from node.config import RpcSettings
 from node.rpc import methods as aigen_methods
+from node.rpc.ethereum import Ethereum
 from node.rpc.guard import Guard
 from node.rpc.http import RpcApp
 from node.rpc.jsonrpc import Dispatcher, Method
@@ -33,6 +36,10 @@ from node.rpc.limits import RpcLimits, check_any_origin, check_names
 from node.rpc.port import NodePort
 
 logger = logging.getLogger("aigen.rpc")
+
+
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 4}
+"""Seconds of silence before the kernel asks, seconds between its questions, questions without an answer."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class RpcStatistics:
     requests_active: int
     requests_total: int
     requests_refused: int
+    websockets: int
 
 
 class Started(Protocol):
@@ -59,11 +67,15 @@ class Connection(trio.abc.HalfCloseableStream):
         self._stream = stream
         self._write_timeout_s = write_timeout_s
         self.socket = stream.socket
+        self.tasks = trio.CancelScope()
+        """Around everything that serves this client."""
 
     async def send_all(self, data: bytes | memoryview) -> None:
         with trio.move_on_after(self._write_timeout_s) as scope:
             await self._stream.send_all(data)
         if scope.cancelled_caught:
+            # hypercorn would take the failure for the client's leaving, and go on reading from one that has not left.
+            self.abort()
             raise trio.BrokenResourceError(f"the client took nothing for {self._write_timeout_s:g} s")
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -79,8 +91,10 @@ class Connection(trio.abc.HalfCloseableStream):
         await self._stream.aclose()
 
     def abort(self) -> None:
-        """Whoever waits on the socket wakes with ClosedResourceError, under a shield too."""
+        """Whoever waits on the socket wakes with ClosedResourceError, under a shield too. The rest is cancelled: it may
+        wait for a task of the connection that no longer takes anything."""
         self.socket.close()
+        self.tasks.cancel()
 
 
 class LimitedListener(trio.abc.Listener[Connection]):
@@ -93,6 +107,10 @@ class LimitedListener(trio.abc.Listener[Connection]):
 
     async def accept(self) -> Connection:
         stream = await self._listener.accept()
+        # A WebSocket may be silent for long: the kernel finds out when its other end is gone without a word.
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            stream.setsockopt(socket.IPPROTO_TCP, option, value)
         try:
             await self._slots.acquire()
         except trio.Cancelled:
@@ -105,7 +123,7 @@ class LimitedListener(trio.abc.Listener[Connection]):
 
 
 class RpcServer:
-    """The RPC room of one node. `methods` are AIGEN's unless others are given."""
+    """The RPC room of one node. `methods` are AIGEN's unless others are given; with a ledger, Ethereum's as well."""
 
     def __init__(
         self,
@@ -113,6 +131,7 @@ class RpcServer:
         settings: RpcSettings,
         limits: RpcLimits | None = None,
         *,
+        ledger: Ledger | None = None,
         methods: Mapping[str, Method] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -120,7 +139,11 @@ class RpcServer:
         self._node = node
         self._settings = settings
         self._limits = limits or RpcLimits.of(settings)
-        self._methods = aigen_methods.table(node) if methods is None else methods
+        self._ethereum = None if ledger is None else Ethereum(ledger, self._limits)
+        self._methods = {
+            **(aigen_methods.table(node) if methods is None else methods),
+            **(self._ethereum.table() if self._ethereum is not None else {}),
+        }
         self._clock = clock
         self._app: RpcApp | None = None
         self._live: set[Connection] = set()
@@ -134,6 +157,7 @@ class RpcServer:
             requests_active=app.requests_active if app else 0,
             requests_total=app.requests_done if app else 0,
             requests_refused=app.requests_refused if app else 0,
+            websockets=app.websockets if app else 0,
         )
 
     async def serve(self, *, task_status: Started = trio.TASK_STATUS_IGNORED) -> None:
@@ -147,7 +171,7 @@ class RpcServer:
                 listener.socket.close()
             raise
         dispatcher = Dispatcher(self._methods, self._limits.batch_concurrency, aigen_methods.ORDERED)
-        self._app = RpcApp(self._node, dispatcher, self._limits, loopback, self._clock)
+        self._app = RpcApp(self._node, dispatcher, self._limits, loopback, self._clock, self._ethereum)
         guard = Guard(self._app.asgi(), self._settings, self._limits, loopback)
         slots = trio.Semaphore(self._limits.connections)
         config = self._hypercorn_config()
@@ -159,7 +183,8 @@ class RpcServer:
             self._connections_total += 1
             try:
                 state = ConnectionState({"connection": connection})
-                await TCPServer(application, config, context, state, cast(Any, connection)).run()
+                with connection.tasks:
+                    await TCPServer(application, config, context, state, cast(Any, connection)).run()
             except Exception:
                 # One connection's surprise in the HTTP library is not the node's end.
                 logger.exception("a connection was dropped for a bug in the HTTP server")

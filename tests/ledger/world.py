@@ -21,8 +21,9 @@ from ledger.block import SealedBlock, earliest_timestamp
 from ledger.chain import Chain
 from ledger.consensus import Consensus
 from ledger.keys import Key
-from ledger.ledger import Clock, Ledger
+from ledger.ledger import Ledger
 from ledger.store import Store
+from ledger.timing import Clock
 from ledger.transactions import CALL_GAS, Transaction, sign
 
 ADMIN = Key.from_secret(b"\1" * 32)

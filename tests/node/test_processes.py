@@ -128,6 +128,12 @@ def test_the_worker_answers_whole_and_streamed(cluster: Cluster) -> None:
     assert "".join(texts) == stream.result["message"]["content"] == whole["message"]["content"]
 
 
+def test_every_node_answers_ethereums_methods(cluster: Cluster) -> None:
+    for node in nodes(cluster, "a", "b"):
+        with node.rpc() as rpc:
+            assert rpc.call("eth_chainId") == hex(node.ask("getChainInfo")["chain_id"])
+
+
 def test_tiers_decide_and_the_decision_is_on_every_ledger(cluster: Cluster) -> None:
     b, c = nodes(cluster, "b", "c")
     done = b.cli("chat", MODEL, "hello", "--token", token(cluster, "guest"))
@@ -226,7 +232,7 @@ def test_bad_transactions_are_refused_and_change_nothing(cluster: Cluster) -> No
     tampered = good[:-40] + bytes([good[-40] ^ 1]) + good[-39:]
     refusals: list[tuple[bytes, type[Refused] | tuple[type[Refused], ...], str]] = [
         (transaction(admin, chain_id + 1, nonce, call), BadInput, str(chain_id)),
-        (transaction(admin, chain_id, nonce - 1, call), Conflict, f"nonce {nonce - 1}"),
+        (transaction(admin, chain_id, nonce - 1, call), Conflict, f"nonce too low: {nonce - 1}"),
         (transaction(alice, chain_id, 0, call), NotAllowed, "not an admin"),
         (transaction(stranger, chain_id, 0, call), NotAllowed, "not enrolled"),
         (tampered, (BadInput, NotAllowed), "sign|not enrolled"),

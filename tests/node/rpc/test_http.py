@@ -410,20 +410,6 @@ async def test_http_2_by_upgrade_is_refused():
             text += part
 
 
-async def test_websockets_are_refused():
-    headers = {
-        "upgrade": "websocket",
-        "connection": "upgrade",
-        "sec-websocket-version": "13",
-        "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
-        "content-type": "",
-        "content-length": "",
-    }
-    async with serving() as served, await connect(served) as stream:
-        await stream.send_all(request(b"", headers, "GET"))
-        assert (await stream.receive_some()).startswith(b"HTTP/1.1 403")
-
-
 async def test_statistics():
     async with serving() as served:
         await post(served, HEALTH)

@@ -1,0 +1,232 @@
+"""Final blocks read back whole: header, transactions, receipts and logs; and the state after each.
+
+Everything here was written with its block and never changes, so it may be read from any thread; only `view_ahead` looks
+at the head and the clock. Logs come from the
+stored receipts, as the contracts wrote them; the bloom filter of a header tells which blocks need no look (Ethereum's
+yellow paper, section 4.3.1). Genesis has no transactions and so no logs. Knows no RPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import rlp
+from eth_hash.auto import keccak
+
+from contracts.types import Address, TransactionHash
+from ledger.block import child_header
+from ledger.chain import NOBODY, Chain
+from ledger.record import BlockRecord
+from ledger.seal import decode_header, unsealed_extra_data
+from ledger.transactions import DYNAMIC_FEE_TYPE, Transaction, decode
+from ledger.view import View
+
+BLOOM_BITS = 2048
+BLOOM_FIELD = 6
+"""Where the bloom filter stands among a header's fields."""
+
+RLP_LIST = 0xC0
+"""The first byte of an RLP list is at least this: a legacy transaction's and receipt's; typed ones begin below."""
+
+RLP_SHORT = 56
+"""From so many bytes on, the length of an RLP item has bytes of its own."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What a contract wrote. `index` counts over the block."""
+
+    address: Address
+    topics: tuple[bytes, ...]
+    data: bytes
+    index: int
+    transaction_index: int
+
+
+@dataclass(frozen=True)
+class TransactionReceipt:
+    """How a transaction ended, as its block's receipt root commits to it. `bloom` is 256 bytes."""
+
+    type: int
+    succeeded: bool
+    gas_used_before: int
+    """Of the block, before this transaction."""
+    gas_used_after: int
+    bloom: bytes
+    logs: tuple[Log, ...]
+
+
+@dataclass(frozen=True)
+class FinalBlock:
+    """A final block: `header` is py-evm's Cancun header, `record` has hashes and senders of the transactions."""
+
+    header: Any
+    size_bytes: int
+    record: BlockRecord
+    raw_transactions: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class FoundLog:
+    """A log and where it stands."""
+
+    log: Log
+    block_number: int
+    block_hash: bytes
+    timestamp: int
+    transaction_hash: TransactionHash
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """Which logs are meant. No addresses: any. Of each topic, in order, the values it may have; None: any, but it must
+    be there."""
+
+    addresses: frozenset[Address] = frozenset()
+    topics: tuple[frozenset[bytes] | None, ...] = ()
+
+    def match(self, log: Log) -> bool:
+        if self.addresses and log.address not in self.addresses:
+            return False
+        if len(self.topics) > len(log.topics):
+            return False
+        return all(wanted is None or topic in wanted for wanted, topic in zip(self.topics, log.topics, strict=False))
+
+    def blooms(self) -> tuple[tuple[int, ...], ...]:
+        """For each condition the bits of its alternatives; see `may_hold`."""
+        conditions = [self.addresses, *(wanted for wanted in self.topics if wanted is not None)]
+        return tuple(tuple(_bloom_bits(value) for value in values) for values in conditions if values)
+
+
+def may_hold(bloom: int, conditions: tuple[tuple[int, ...], ...]) -> bool:
+    """Whether a block of this bloom filter can have a log that meets every condition. False is certain."""
+    return all(any(bloom & bits == bits for bits in alternatives) for alternatives in conditions)
+
+
+def _bloom_bits(value: bytes) -> int:
+    digest = keccak(value)
+    return sum({1 << int.from_bytes(digest[at : at + 2], "big") % BLOOM_BITS for at in (0, 2, 4)})
+
+
+class _HeaderOnly(msgspec.Struct, array_like=True):
+    """The first field of a sealed block; the rest is skipped, not decoded."""
+
+    header_rlp: bytes
+
+
+class History:
+    """Numbers asked for here are those of final blocks: the caller has looked at the head."""
+
+    def __init__(self, chain: Chain, next_timestamp: Callable[[], int]) -> None:
+        """`next_timestamp` is the second that a block made now would bear."""
+        self._chain = chain
+        self._store = chain.store
+        self._next_timestamp = next_timestamp
+
+    def view(self, number: int) -> View:
+        """The state after a block, looked at from within that block."""
+        header = self.header(number)
+        return View(self._store, self._chain.chain_id, bytes(header.state_root), header)
+
+    def view_ahead(self) -> View:
+        """The head's state, looked at from within a block made now: there a transaction sent now would run.
+
+        On trio's thread only.
+        """
+        head, epoch = self._chain.tip.header, self._chain.tip.epoch
+        child = child_header(head, self._next_timestamp(), NOBODY, unsealed_extra_data(epoch, 0))
+        return View(self._store, self._chain.chain_id, bytes(head.state_root), child)
+
+    def header(self, number: int) -> Any:
+        """The Cancun header of a final block."""
+        return decode_header(self._header_rlp(number))
+
+    def block_hash(self, number: int) -> bytes:
+        return bytes(keccak(self._header_rlp(number)))
+
+    def block(self, number: int) -> FinalBlock:
+        sealed = self._store.sealed(number)
+        return FinalBlock(
+            decode_header(sealed.header_rlp),
+            _block_size(sealed.header_rlp, sealed.transactions),
+            self._store.record(number),
+            sealed.transactions,
+        )
+
+    def transaction(self, block: FinalBlock, index: int) -> Transaction:
+        return decode(block.raw_transactions[index], self._chain.chain_id, block.header.gas_limit)
+
+    def place_of(self, transaction_hash: TransactionHash) -> tuple[int, int] | None:
+        """Block number and index of a transaction that is in a block."""
+        return self._store.place_of(transaction_hash)
+
+    def receipts(self, number: int) -> tuple[TransactionReceipt, ...]:
+        """The receipts of a block in order."""
+        found: list[TransactionReceipt] = []
+        logs = gas = 0
+        for index, data in enumerate(self._store.receipts(number)):
+            receipt = _decode_receipt(data, index, logs, gas)
+            logs += len(receipt.logs)
+            gas = receipt.gas_used_after
+            found.append(receipt)
+        return tuple(found)
+
+    def logs(self, criteria: Criteria, start: int, stop: int) -> Iterator[tuple[FoundLog, ...]]:
+        """The logs meant of each block start <= number < stop, in order: a tuple for every block, often an empty one,
+        so that whoever reads can stop between two of them."""
+        conditions = criteria.blooms()
+        for number in range(start, stop):
+            if number == 0 or not may_hold(self._bloom(number), conditions):
+                yield ()
+                continue
+            logs = [log for receipt in self.receipts(number) for log in receipt.logs if criteria.match(log)]
+            record = self._store.record(number) if logs else None
+            yield () if record is None else tuple(_found(log, record) for log in logs)
+
+    def _header_rlp(self, number: int) -> bytes:
+        return msgspec.msgpack.decode(self._store.sealed_bytes(number), type=_HeaderOnly).header_rlp
+
+    def _bloom(self, number: int) -> int:
+        return int.from_bytes(rlp.decode(self._header_rlp(number))[BLOOM_FIELD], "big")
+
+
+def _found(log: Log, record: BlockRecord) -> FoundLog:
+    transaction_hash = TransactionHash(record.transactions[log.transaction_index].hash)
+    return FoundLog(log, record.number, record.hash, record.timestamp, transaction_hash)
+
+
+def locate(receipt: TransactionReceipt, record: BlockRecord) -> tuple[FoundLog, ...]:
+    """A receipt's logs with where they stand."""
+    return tuple(_found(log, record) for log in receipt.logs)
+
+
+def _decode_receipt(data: bytes, index: int, logs_before: int, gas_before: int) -> TransactionReceipt:
+    """A receipt of ours: status, gas of the block so far, bloom filter, logs; typed ones after a byte (EIP-2718)."""
+    kind, payload = (0, data) if data[0] >= RLP_LIST else (data[0], data[1:])
+    assert kind in (0, DYNAMIC_FEE_TYPE), f"a receipt of type {kind}"
+    status, gas_after, bloom, logs = rlp.decode(payload)
+    return TransactionReceipt(
+        type=kind,
+        succeeded=status == b"\1",
+        gas_used_before=gas_before,
+        gas_used_after=int.from_bytes(gas_after, "big"),
+        bloom=bloom,
+        logs=tuple(
+            Log(Address(address), tuple(topics), content, logs_before + at, index)
+            for at, (address, topics, content) in enumerate(logs)
+        ),
+    )
+
+
+def _block_size(header_rlp: bytes, transactions: tuple[bytes, ...]) -> int:
+    """Bytes of the block's RLP as Ethereum has it: header, transactions, no uncles, no withdrawals."""
+    inside = sum(len(raw) if raw[0] >= RLP_LIST else _with_length(len(raw)) for raw in transactions)
+    return _with_length(len(header_rlp) + _with_length(inside) + 2 * _with_length(0))
+
+
+def _with_length(size: int) -> int:
+    """Bytes of an RLP item of more than one byte, its length before it."""
+    return size + 1 + (0 if size < RLP_SHORT else (size.bit_length() + 7) // 8)
