@@ -25,10 +25,11 @@ from ledger import block as blocks
 from ledger import seal
 from ledger.accounts import Accounts, Standing
 from ledger.block import SealedBlock
-from ledger.execution import Executed, Execution, ReadNode
+from ledger.execution import Executed, Execution
 from ledger.keys import Key
 from ledger.record import BlockRecord, TransactionRecord
 from ledger.snapshot import Snapshot
+from ledger.state import Nodes, ReadNode
 from ledger.store import Store
 from ledger.transactions import Transaction, decode
 
@@ -95,6 +96,7 @@ class Chain:
                 f"the ledger in {store.path} grew from genesis 0x{store.record(0).hash.hex()}, "
                 f"the configured one is 0x{genesis.hash.hex()}: use its genesis file, or another --data-dir"
             )
+        self._nodes = Nodes(store.state_node)
         self.tip = self._load_tip(snapshot)
 
     def _write_genesis(self, genesis: GenesisBlock) -> None:
@@ -123,12 +125,12 @@ class Chain:
     def _reader(self, parent: Tip) -> ReadNode:
         """Reads state nodes as of `parent`."""
         if not parent.unwritten:
-            return self.store.state_node
+            return self._nodes.get
         newer = ChainMap(*(executed.state_nodes for executed in reversed(parent.unwritten)))
 
         def read(key: bytes) -> bytes | None:
             node = newer.get(key)
-            return self.store.state_node(key) if node is None else node
+            return self._nodes.get(key) if node is None else node
 
         return read
 
@@ -238,6 +240,7 @@ class Chain:
         sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
         record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
         self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done, ballots_done)
+        self._nodes.keep(executed.state_nodes)
         return record
 
     # Blocks from others

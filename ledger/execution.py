@@ -5,7 +5,7 @@ Cancun rules with a base fee of zero. Knows no storage but a function that reads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ from eth.consensus.context import ConsensusContext
 from eth.db.atomic import AtomicDB
 from eth.db.backends.base import BaseDB
 from eth.db.chain import ChainDB
-from eth.db.trie import make_trie_root_and_nodes
 from eth.vm.chain_context import ChainContext
 from eth.vm.forks.cancun import CancunVM
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
@@ -24,10 +23,10 @@ from contracts.errors import BadInput
 from contracts.events import ContractEvent, decode_log
 from contracts.types import Address
 from ledger.record import TransactionRecord
+from ledger.roots import list_root
 from ledger.seal import EXTRA_DATA_SIZE
+from ledger.state import LedgerState, ReadNode
 from ledger.transactions import Transaction
-
-ReadNode = Callable[[bytes], bytes | None]
 
 
 def _no_node(key: bytes) -> None:
@@ -66,6 +65,7 @@ class Overlay(BaseDB):
 class LedgerVM(CancunVM):
     """Cancun with room for the seal in extra_data and ancestors read from our own store."""
 
+    _state_class = LedgerState
     extra_data_max_bytes = EXTRA_DATA_SIZE
     ancestors: Iterable[bytes] = ()
 
@@ -144,10 +144,10 @@ class Execution:
     def finish(self) -> Executed:
         """The roots and the new state nodes; the execution is over."""
         self._vm.state.persist()
-        transaction_root, _ = make_trie_root_and_nodes([t.signed for t in self._transactions])
-        receipt_root, _ = make_trie_root_and_nodes(self._receipts)
         header = self._header.copy(
-            state_root=self._vm.state.state_root, transaction_root=transaction_root, receipt_root=receipt_root
+            state_root=self._vm.state.state_root,
+            transaction_root=list_root([transaction.raw for transaction in self._transactions]),
+            receipt_root=list_root([receipt.encode() for receipt in self._receipts]),
         )
         return Executed(
             header,

@@ -24,6 +24,7 @@ from ledger.keys import SIGNATURE_SIZE, Key, recover
 VANITY_SIZE = 24
 UNSEALED_SIZE = 32
 EXTRA_DATA_SIZE = UNSEALED_SIZE + SIGNATURE_SIZE
+_EXTRA_DATA = CancunBlockHeader._meta.field_names.index("extra_data")
 VOTE_DOMAIN = b"aigen finalising vote, version 1"
 
 HEADER_BYTES_MAX = 1024
@@ -96,7 +97,9 @@ def proposer_of(header: CancunBlockHeader) -> Address:
 
 
 def _sealing_hash(header: CancunBlockHeader) -> bytes:
-    return bytes(keccak(rlp.encode(header.copy(extra_data=header.extra_data[:UNSEALED_SIZE]))))
+    fields = CancunBlockHeader.serialize(header)
+    fields[_EXTRA_DATA] = header.extra_data[:UNSEALED_SIZE]
+    return bytes(keccak(rlp.encode(fields)))
 
 
 def vote_hash(epoch: bytes, iteration: int, block_hash: bytes) -> bytes:
@@ -148,7 +151,7 @@ def decode_header(data: bytes) -> CancunBlockHeader:
         header = rlp.decode(data, CancunBlockHeader)
     except (rlp.exceptions.RLPException, ValueError, TypeError, RecursionError) as error:
         raise BadPeer(f"not a Cancun block header: {error}") from error
-    if rlp.encode(header.copy()) != data:  # the copy does not remember the bytes it came from
+    if rlp.encode(header, sedes=CancunBlockHeader) != data:  # its sedes named: not the bytes it remembers
         raise BadPeer("not a Cancun block header: its bytes are not the canonical encoding of what they say")
     numbers = header.block_number, header.timestamp, header.gas_limit, header.gas_used
     if max(numbers) > HEADER_NUMBER_MAX:

@@ -15,13 +15,13 @@ import rlp
 from eth.exceptions import PyEVMError
 from eth.vm.forks.cancun.transactions import CancunTransactionBuilder
 from eth_account import Account
-from eth_keys.exceptions import BadSignature
+from eth_hash.auto import keccak
 from eth_utils.exceptions import ValidationError
 
 from contracts.addresses import CONTRACT_AT
 from contracts.errors import BadInput, NotAllowed
 from contracts.types import Address, TransactionHash
-from ledger.keys import HALF_ORDER, Key
+from ledger.keys import HALF_ORDER, Key, recover
 
 TRANSACTION_BYTES_MAX = 131_072
 """What a transaction may weigh; a registration of 1,024 shard hashes takes about 35 kB."""
@@ -87,17 +87,24 @@ def decode(raw: bytes, chain_id: int, gas_limit: int) -> Transaction:
         check(signed)
     _check_chain_id(signed, chain_id)
     _check_gas(signed, gas_limit)
-    try:
-        sender = Address(bytes(signed.get_sender()))
-    except (ValidationError, BadSignature, ValueError) as error:
-        raise BadInput(f"the transaction's signature is not valid: {error}") from error
+    sender = _sender(signed)
+    signed.sender = sender  # where py-evm would keep what it finds when it asks, which it does for every execution
     return Transaction(raw, signed, sender)
+
+
+def _sender(signed: Any) -> Address:
+    """Who signed. `validate` and `_check_canonical` were there before: the numbers are in their ranges."""
+    signature = signed.r.to_bytes(32, "big") + signed.s.to_bytes(32, "big") + bytes([signed.y_parity])
+    return recover(keccak(signed.get_message_for_signing()), signature)
 
 
 def _check_encoding(signed: Any, raw: bytes) -> None:
     # py-evm takes an empty list for the number 0. A transaction that anyone can encode in a second way has a second
-    # hash, under which nobody finds it. The copy is there because the original remembers the bytes it came from.
-    if signed.copy().encode() != raw:
+    # hash, under which nobody finds it. With its sedes named, rlp does not take the bytes it remembers from decoding.
+    typed = signed.type_id is not None
+    fields = signed._inner if typed else signed
+    encoded = rlp.encode(fields, sedes=type(fields))
+    if (bytes([signed.type_id]) + encoded if typed else encoded) != raw:
         raise BadInput("the transaction's bytes are not the canonical encoding of what they say: encode it again")
 
 

@@ -1,9 +1,7 @@
-"""`make bench-ledger`: blocks imported and events replayed, beside eth-tester.
+"""`make bench-ledger`: blocks imported beside eth-tester, hardhat and anvil; what they take on disk; events replayed.
 
 Ours is all that a node does with a block from a peer: seal, certificate, signatures, limits, execution, roots, event
-record, and one synced write into LevelDB. eth-tester's py-evm backend (in memory, no seal, no disk, called without the
-validation and normalising of the EthereumTester around it) gets the same calls to the same contracts with the same gas,
-signed for its own chain id and with the fee it insists on.
+record, and one synced write into LevelDB. What the peers are and do is in tests.benchmarks.peers.
 """
 
 from __future__ import annotations
@@ -11,45 +9,47 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-from eth._utils.address import generate_contract_address
-from eth_account import Account
-from eth_tester import PyEVMBackend
-from eth_tester.backends.pyevm.main import get_default_account_state
 
 from contracts import events
-from contracts.addresses import ADDRESSES, CONTRACT_NAMES
 from contracts.calls import AnnounceShards, Call, JoinNode, RegisterModel
-from contracts.deployment import deployment
-from contracts.types import Address
+from contracts.types import ShardHash
 from genesis.block import set_up_calls
-from ledger import record
+from ledger import keys, record
+from ledger import state as ledger_state
 from ledger.keys import Key
 from node import state
-from tests.benchmarks import replay, report
+from tests.benchmarks import peers, replay, report
+from tests.benchmarks.disk import Disk
+from tests.benchmarks.peers import Peer, Step
 from tests.ledger import world
 
 RUNS = 3
 BLOCK_TRANSACTIONS = 100
-BLOCKS = 2
-SINGLES = 40
+BLOCKS = 3
+SINGLES = 60
+DISK_BLOCKS = 10
 CALL_GAS = 1_000_000
 SHARDS = 16
 ANNOUNCED = (0, 3, 6, 9, 12)
 """Shards of one announcement: 16 shards kept three times by ten nodes are five for each."""
 
-GOAL = 2.0
+GOALS = {"eth-tester": 2.0, "hardhat": 1.0, "anvil": None}
+DISK_GOAL_BYTES = 1_500.0
 EVENTS_PER_S_GOAL = 60_000
 EVENTS = 50_000
 
 OPERATORS = [Key.from_secret(bytes([i + 10]) * 32) for i in range(10)]
 CONFIG = world.make_config(accounts=OPERATORS)
 
-Step = tuple[Key, Call]
+NOTE = """Medians of 3, taken in turns. Ours checks seal, certificate, signatures and roots, decodes events and writes \
+to disk, synced. The peers only execute, in memory: no seal, no disk. eth-tester is called in its own process; hardhat \
+and anvil are sent JSON-RPC over HTTP, which is part of their time. Starts are of synthetic chains: valid event \
+records, written without executing them."""
 
 
 def node_id(operator: int) -> str:
@@ -66,9 +66,15 @@ def work(count: int) -> Iterator[Step]:
     """90 % announcements, 10 % registrations of 16 hashes."""
     for i in range(count):
         if i % 10 == 9:
-            yield world.ADMIN, world.register(f"model-{i}", SHARDS)
+            yield world.ADMIN, _registration(f"model-{i}")
         else:
             yield OPERATORS[i % 10], world.announce(ANNOUNCED, node_id=node_id(i % 10))
+
+
+def _registration(model_id: str) -> RegisterModel:
+    """With hashes as they are in earnest, which no compression makes smaller."""
+    hashes = tuple(ShardHash(hashlib.sha256(f"{model_id} {i}".encode()).digest()) for i in range(SHARDS))
+    return msgspec.structs.replace(world.register(model_id, SHARDS), shard_hashes=hashes)
 
 
 def sealed(block_transactions: int, count: int) -> list[bytes]:
@@ -91,8 +97,16 @@ def sealed(block_transactions: int, count: int) -> list[bytes]:
         return found
 
 
+def forget() -> None:
+    """Make this process what it was before it saw the blocks: nothing of them is read, decoded or recovered already."""
+    keys.recover.cache_clear()
+    ledger_state._decoded.cache_clear()
+    ledger_state._path.cache_clear()
+
+
 def imported(blocks: list[bytes], count: int) -> float:
     """Transactions a second."""
+    forget()
     with TemporaryDirectory() as folder, world.open_chain(Path(folder) / "ledger", CONFIG) as chain:
         world.import_block(chain, blocks[0])
         began = time.perf_counter()
@@ -101,59 +115,51 @@ def imported(blocks: list[bytes], count: int) -> float:
         return count / (time.perf_counter() - began)
 
 
-class Peer:
-    """eth-tester with our contracts deployed and set up, and the work signed for it."""
+def eth_tester(count: int) -> Peer:
+    peer = peers.EthTester(world.ADMIN, OPERATORS, CALL_GAS, CONFIG.network.gas_limit)
+    prepare(peer, count)
+    return peer
 
-    def __init__(self, count: int) -> None:
-        keys = (world.ADMIN, *OPERATORS)
-        funded = {key.address: get_default_account_state() for key in keys}
-        backend = PyEVMBackend(
-            genesis_parameters=PyEVMBackend.generate_genesis_params({"gas_limit": CONFIG.network.gas_limit}),
-            genesis_state=funded,
-        )
-        self.backend = backend
-        self._chain_id = backend.chain.chain_id
-        self._nonces = dict.fromkeys((key.address for key in keys), 0)
-        self._addresses = self._deploy(backend)
-        for _, call in set_up_calls(CONFIG):
-            self.seal([self._sign((world.ADMIN, call))])
-        for step in setting():
-            self.seal([self._sign(step)])
-        self.raws = [self._sign(step) for step in work(count)]
 
-    def _deploy(self, backend: PyEVMBackend) -> dict[Address, Address]:
-        """Create the contracts by ordinary transactions of the first admin; where ours stand to where these do."""
-        there = {
-            name: Address(bytes(generate_contract_address(world.ADMIN.address, nonce)))
-            for nonce, name in enumerate(CONTRACT_NAMES)
-        }
-        for deploy in deployment(world.ADMIN.address, there):
-            self.seal([self._signed(world.ADMIN, b"", deploy.init_code, 10_000_000)])
-        return {ADDRESSES[name]: there[name] for name in CONTRACT_NAMES}
+def prepare(peer: Peer, count: int) -> None:
+    set_up: list[Step] = [(world.ADMIN, call) for _, call in set_up_calls(CONFIG)]
+    peer.prepare([*set_up, *setting()], list(work(count)))
 
-    def _sign(self, step: Step) -> bytes:
-        key, call = step
-        return self._signed(key, self._addresses[call.to], call.encode(), CALL_GAS)
 
-    def _signed(self, key: Key, to: bytes, data: bytes, gas: int) -> bytes:
-        fields = {"type": 2, "chainId": self._chain_id, "nonce": self._nonces[key.address], "to": to, "value": 0}
-        fees = {"gas": gas, "maxFeePerGas": 10**10, "maxPriorityFeePerGas": 10**9, "data": data}
-        self._nonces[key.address] += 1
-        return bytes(Account.sign_transaction({**fields, **fees}, key.secret).raw_transaction)
+def compare_imports(block_transactions: int, count: int, nodes: Sequence[str]) -> list[report.Row]:
+    """All sides in turns, so that a busy machine slows all of them."""
+    blocks = sealed(block_transactions, count)
+    ours: list[float] = []
+    theirs: dict[str, list[float]] = {which: [] for which in ("eth-tester", *nodes)}
+    names = {"eth-tester": peers.EthTester.name}
+    with ExitStack() as stack:
+        running: dict[str, Peer] = {}
+        for which in nodes:
+            node = peers.running(which, world.ADMIN, OPERATORS, CALL_GAS, CONFIG.network.gas_limit)
+            running[which] = stack.enter_context(node)
+            names[which] = running[which].name
+            prepare(running[which], count)
+        for _ in range(RUNS):
+            ours.append(imported(blocks, count))
+            for which, speeds in theirs.items():
+                # A chain of eth-tester's cannot be put back to where it was: a new one for each run.
+                peer = running[which] if which in running else eth_tester(count)
+                speeds.append(peer.measure(block_transactions))
+    what = f"import, {block_transactions} transaction{'s' * (block_transactions > 1)} a block"
+    return [report.compared(what, "tx/s", ours, names[which], speeds, GOALS[which]) for which, speeds in theirs.items()]
 
-    def seal(self, raws: Sequence[bytes]) -> None:
-        """One block of these transactions, the last of which has to succeed."""
-        for raw in raws:
-            last = self.backend.send_raw_transaction(raw)
-        self.backend.mine_blocks(1)
-        assert self.backend.get_transaction_receipt(last)["status"] == 1
 
-    def measure(self, block_transactions: int) -> float:
-        """Transactions a second."""
-        began = time.perf_counter()
-        for start in range(0, len(self.raws), block_transactions):
-            self.seal(self.raws[start : start + block_transactions])
-        return len(self.raws) / (time.perf_counter() - began)
+def disk_of(block_transactions: int, count: int) -> Disk:
+    """What the work takes on disk, beyond what genesis and the setting do."""
+    blocks = sealed(block_transactions, count)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger"
+        with world.open_chain(path, CONFIG) as chain:
+            world.import_block(chain, blocks[0])
+            before = Disk.of(chain.store)
+            for block in blocks[1:]:
+                world.import_block(chain, block)
+            return Disk.of(chain.store).beyond(before)
 
 
 def replayed(records: Sequence[bytes]) -> float:
@@ -196,26 +202,29 @@ def _event(key: Key, call: Call) -> events.ContractEvent:
     raise AssertionError(call)
 
 
-def main() -> None:
-    """Both sides in turns, so that a busy machine slows both."""
-    rows = []
-    for block_transactions, count, goal in ((BLOCK_TRANSACTIONS, BLOCKS * BLOCK_TRANSACTIONS, GOAL), (1, SINGLES, 1.0)):
-        blocks = sealed(block_transactions, count)
-        pairs = [(imported(blocks, count), Peer(count).measure(block_transactions)) for _ in range(RUNS)]
-        ours, peer = zip(*pairs, strict=True)
-        what = f"import, {block_transactions} transaction{'s' * (block_transactions > 1)} a block"
-        rows.append(report.compared(what, "tx/s", ours, f"eth-tester {version('eth-tester')}", peer, goal))
+def compare_replay() -> report.Row:
     records = event_records()
     speeds = [replayed(records) for _ in range(RUNS)]
     target = [float(EVENTS_PER_S_GOAL)] * RUNS
-    rows.append(report.compared("event record into all projections", "events/s", speeds, "the goal", target, 1.0))
+    return report.compared("event record into all projections", "events/s", speeds, "the goal", target, 1.0)
+
+
+def main() -> None:
+    rows = []
+    if missing := peers.install():
+        print(f"without hardhat and anvil: {missing}")
+    nodes = () if missing else tuple(peers.NODES)
+    for block_transactions, count in ((BLOCK_TRANSACTIONS, BLOCKS * BLOCK_TRANSACTIONS), (1, SINGLES)):
+        rows += compare_imports(block_transactions, count, nodes)
+    count = DISK_BLOCKS * BLOCK_TRANSACTIONS
+    disk = disk_of(BLOCK_TRANSACTIONS, count)
+    taken, target = [disk.file_bytes / count] * RUNS, [DISK_GOAL_BYTES] * RUNS
+    what = f"disk for each transaction, {BLOCK_TRANSACTIONS} a block"
+    rows.append(report.compared(what, "bytes", taken, "the goal", target, 1.0, less_is_better=True))
+    rows.append(compare_replay())
     rows += replay.rows(CONFIG, transaction_records)
-    report.publish(
-        "ledger",
-        rows,
-        "eth-tester's py-evm backend: in memory, no seal, no disk. Medians of 3, taken in turns. Starts are of "
-        "synthetic chains: valid event records, written without executing them.",
-    )
+    report.publish("ledger", rows, NOTE)
+    disk.show(f"on disk at {BLOCK_TRANSACTIONS} transactions a block, bytes for each transaction", count)
 
 
 if __name__ == "__main__":

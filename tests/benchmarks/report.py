@@ -17,14 +17,17 @@ RUNS_MIN = 3
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison. `ratio` and `goal` are such that more is better; `ours` and `peer` are for people to read."""
+    """One comparison. `ratio` and `goal` are such that more is better; `ours` and `peer` are for people to read.
+
+    Without a goal the peer is there to be seen.
+    """
 
     what: str
     ours: str
     peer: str
     ratio: float
-    goal: float
-    met: bool
+    goal: float | None
+    met: bool | None
 
 
 def compared(
@@ -33,7 +36,7 @@ def compared(
     ours: Sequence[float],
     peer_name: str,
     peer: Sequence[float],
-    goal: float,
+    goal: float | None,
     less_is_better: bool = False,
 ) -> Row:
     """A row from the measurements of both sides, which must have been taken in turns in one run."""
@@ -41,7 +44,8 @@ def compared(
     assert len(peer) >= RUNS_MIN, f"{len(peer)} runs of {peer_name}"
     mine, theirs = median(ours), median(peer)
     ratio = theirs / mine if less_is_better else mine / theirs
-    return Row(what, f"{mine:,.4g} {unit}", f"{peer_name}: {theirs:,.4g} {unit}", round(ratio, 3), goal, ratio >= goal)
+    met = None if goal is None else ratio >= goal
+    return Row(what, f"{mine:,.4g} {unit}", f"{peer_name}: {theirs:,.4g} {unit}", round(ratio, 3), goal, met)
 
 
 def publish(part: str, rows: Sequence[Row], note: str = "") -> None:
@@ -53,7 +57,8 @@ def publish(part: str, rows: Sequence[Row], note: str = "") -> None:
     for column in ("ratio", "goal", "met"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(row.what, row.ours, row.peer, f"{row.ratio:.2f}", f"{row.goal:.2f}", "yes" if row.met else "no")
+        goal = ("-", "-") if row.goal is None else (f"{row.goal:.2f}", "yes" if row.met else "no")
+        table.add_row(row.what, row.ours, row.peer, f"{row.ratio:.2f}", *goal)
     Console(width=max(120, Console().width)).print(table)
     path = BUILD / f"{part}.json"
     path.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")

@@ -50,6 +50,14 @@ def test_second_form_of_a_signature_is_refused() -> None:
         recover(digest, other)
 
 
+@pytest.mark.parametrize("parity", [2, 3, 27, 255])
+def test_parity_is_0_or_1(parity: int) -> None:
+    """The curve's library takes 2 and 3 too, for points that no signature of ours has."""
+    digest = b"\5" * 32
+    with pytest.raises(BadInput, match="parity"):
+        recover(digest, ADMIN.sign(digest)[:64] + bytes([parity]))
+
+
 @pytest.mark.parametrize("secret", [b"", b"\1" * 31, bytes(32), ORDER.to_bytes(32), b"\xff" * 32])
 def test_no_key_of_wrong_size_or_outside_the_group(secret: bytes) -> None:
     with pytest.raises(BadInput, match="private key"):
