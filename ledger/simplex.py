@@ -266,11 +266,12 @@ class Simplex:
 
     def step(self, timed_out: bool = False) -> Outcome:
         """Everything that what is known leads to; `timed_out`: the current iteration took too long."""
-        outcome = Outcome()
+        outcome, iteration = Outcome(), self.iteration
         while self._vote(outcome) or self._end_iteration(outcome):
-            timed_out = False
+            pass
+        is_late = timed_out and self.iteration == iteration
         # After a restart we may stand in an iteration again that we finalised before it.
-        if timed_out and self._key is not None and not (self.ballot.timed_out or self.ballot.finalised):
+        if is_late and self._key is not None and not (self.ballot.timed_out or self.ballot.finalised):
             self._say(outcome, Kind.DUMMY, NO_BLOCK, timed_out=True)
             while self._end_iteration(outcome) or self._vote(outcome):
                 pass

@@ -15,11 +15,13 @@ from pathlib import Path
 import trio
 
 from contracts.errors import BadInput
+from contracts.types import NodeId
 from genesis import config as genesis_config
 from ledger.consensus import Consensus
 from ledger.keys import Key
 from ledger.ledger import Ledger
 from ledger.wallet import Wallet
+from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine, EngineSettings
 from node.loading import Loading
@@ -126,9 +128,9 @@ async def assemble(
     engine = Engine(EngineSettings(config.inference.cache_size, config.inference.threads))
     await nursery.start(engine.run)
     data_endpoint = await _serve_pieces(config, host, identity, replay, store, replication, nursery)
-    consensus = Consensus(ledger, operator)
+    consensus, agreement = Consensus(ledger, operator), Agreement()
     control, control_endpoint = await _join_peers(
-        config, host, identity, ledger, consensus, replay, data_endpoint, nursery
+        config, host, identity, ledger, consensus, _SharedState(replay, agreement), replay, data_endpoint, nursery
     )
     nursery.start_soon(consensus.run)
 
@@ -146,6 +148,7 @@ async def assemble(
         peers=lambda: tuple(peer.node_id for peer in control.statistics().peers),
         unreachable=lambda: control.statistics().unreachable,
         consensus=consensus,
+        agreement=agreement,
         steps=steps,
     )
     urls: list[str] = await nursery.start(RpcServer(service, config.rpc, ledger=ledger).serve)
@@ -153,6 +156,20 @@ async def assemble(
     if operator.address in ledger.authorities:
         log.info("this node's operator 0x%s is an authority: it proposes blocks and votes", operator.address.hex())
     return Parts(config, ledger, replay, control, replication, service)
+
+
+@dataclass(frozen=True)
+class _SharedState:
+    """What this node's state is, for its peers to compare, and what comparing theirs comes to."""
+
+    replay: Replay
+    agreement: Agreement
+
+    async def marks(self) -> tuple[StateMark, ...]:
+        return await self.replay.marks()
+
+    async def compare(self, node_id: NodeId, theirs: tuple[StateMark, ...]) -> None:
+        self.agreement.compare(node_id, await self.replay.marks(), theirs)
 
 
 async def _serve_pieces(
@@ -184,6 +201,7 @@ async def _join_peers(
     identity: NodeIdentity,
     ledger: Ledger,
     consensus: Consensus,
+    state: _SharedState,
     replay: Replay,
     data_endpoint: DataAddress,
     nursery: trio.Nursery,
@@ -201,6 +219,7 @@ async def _join_peers(
         identity,
         ledger,
         consensus,
+        state,
         listen_host=config.network.listen,
         listen_port=config.network.control_port,
         bootstrap=[parse_control(text) for text in config.network.bootstrap],

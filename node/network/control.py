@@ -35,7 +35,7 @@ from node.network.messages import (
     shorten,
 )
 from node.network.peers import PeerBook
-from node.network.ports import ConsensusPort, LedgerPort, StartedPort
+from node.network.ports import ConsensusPort, LedgerPort, StartedPort, StatePort
 from node.network.session import Session, SyncLimits
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class ControlPlane:
         identity: NodeIdentity,
         ledger: LedgerPort,
         consensus: ConsensusPort,
+        state: StatePort,
         *,
         listen_host: str,
         listen_port: int,
@@ -93,6 +94,7 @@ class ControlPlane:
         self._identity = identity
         self._ledger = ledger
         self._consensus = consensus
+        self._state = state
         consensus.on_offence = lambda peer, reason: self._on_offence(NodeId(peer), reason)
         self._listen = (listen_host, listen_port)
         self._bootstrap = tuple(bootstrap)
@@ -229,7 +231,9 @@ class ControlPlane:
             answer_s_max = wait_s + self._limits.answer_s_max
             return decode_answer(await host.request(node_id, encode(request), ANSWER_BYTES_MAX, answer_s_max))
 
-        return Session(node_id, self._ledger, self._consensus, ask, self._catching_up, self._limits.long_poll_s)
+        return Session(
+            node_id, self._ledger, self._consensus, self._state, ask, self._catching_up, self._limits.long_poll_s
+        )
 
     def _on_disconnected(self, node_id: NodeId) -> None:
         session = self._sessions.get(node_id)
@@ -318,8 +322,8 @@ class ControlPlane:
         session = self._sessions[node_id]
         match request:
             case Hello():
-                session.learn(request.head_number, request.data_endpoint)
-                return Welcome(self._ledger.head.number, self._data_endpoint)
+                await session.learn(request)
+                return Welcome(self._ledger.head.number, self._data_endpoint, await self._state.marks())
             case GetBlocks():
                 blocks = await session.answer_blocks(request)
                 self._blocks_served += len(blocks.blocks)

@@ -13,6 +13,7 @@ import zstandard
 from msgspec import Meta, Struct
 
 from contracts.errors import BadPeer
+from node.agreement import StateMark
 from node.network.addresses import ENDPOINT_CHARS_MAX
 
 BLOCKS_MAX: Final = 256
@@ -21,6 +22,7 @@ BLOCKS_BYTES_MAX: Final = 1 << 20
 """What an answer's blocks may add up to, unless it is a single block: little, so that slow links meet the deadline."""
 TRANSACTIONS_MAX: Final = 64
 TRANSACTIONS_BYTES_MAX: Final = 1 << 20
+MARKS_MAX: Final = 8
 CONSENSUS_MAX: Final = 64
 CONSENSUS_BYTES_MAX: Final = 1 << 20
 """What the messages of one Deliver may add up to, unless it is a single one."""
@@ -38,6 +40,10 @@ Endpoint = Annotated[str, Meta(max_length=ENDPOINT_CHARS_MAX)]
 Reason = Annotated[str, Meta(max_length=REASON_CHARS_MAX)]
 
 
+Marks = Annotated[tuple[StateMark, ...], Meta(max_length=MARKS_MAX)]
+"""Hashes of the sender's state after some blocks, which are the same on all nodes."""
+
+
 class Hello(Struct, frozen=True, tag=True):
     """The first request on a connection: which network, how far, where pieces are served."""
 
@@ -45,6 +51,7 @@ class Hello(Struct, frozen=True, tag=True):
     chain_id: Number
     head_number: Number
     data_endpoint: Endpoint | None
+    marks: Marks = ()
 
 
 class GetBlocks(Struct, frozen=True, tag=True):
@@ -78,6 +85,7 @@ class Welcome(Struct, frozen=True, tag=True):
 
     head_number: Number
     data_endpoint: Endpoint | None
+    marks: Marks = ()
 
 
 class Blocks(Struct, frozen=True, tag=True):
@@ -85,6 +93,7 @@ class Blocks(Struct, frozen=True, tag=True):
 
     head_number: Number
     blocks: Annotated[tuple[bytes, ...], Meta(max_length=BLOCKS_MAX)]
+    marks: Marks = ()
 
 
 class Submitted(Struct, frozen=True, tag=True):

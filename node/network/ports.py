@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from contracts.types import TransactionHash
+from contracts.types import NodeId, TransactionHash
+from node.agreement import StateMark
 
 
 class HeadPort(Protocol):
@@ -54,6 +55,14 @@ class ConsensusPort(Protocol):
     def detach(self, peer: str) -> None: ...
 
     def receive(self, peer: str, data: bytes) -> None: ...
+
+
+class StatePort(Protocol):
+    """The state folded from the ledger, as far as nodes compare it."""
+
+    async def marks(self) -> tuple[StateMark, ...]: ...
+
+    async def compare(self, node_id: NodeId, theirs: tuple[StateMark, ...]) -> None: ...
 
 
 class StartedPort(Protocol):

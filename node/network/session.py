@@ -33,7 +33,7 @@ from node.network.messages import (
     Welcome,
 )
 from node.network.outbox import Outbox
-from node.network.ports import ConsensusPort, LedgerPort
+from node.network.ports import ConsensusPort, LedgerPort, StatePort
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,7 @@ class Session:
         node_id: NodeId,
         ledger: LedgerPort,
         consensus: ConsensusPort,
+        state: StatePort,
         ask: Ask,
         catching_up: trio.Lock,
         long_poll_s: float,
@@ -81,6 +82,7 @@ class Session:
         self.scope = trio.CancelScope()
         self._ledger = ledger
         self._consensus = consensus
+        self._state = state
         self._ask = ask
         self._catching_up = catching_up
         self._long_poll_s = long_poll_s
@@ -88,21 +90,23 @@ class Session:
     async def greet(self, data_endpoint: str | None) -> None:
         """Say hello. NotAllowed with the peer's reason when it turns us away."""
         ledger = self._ledger
-        hello = Hello(ledger.genesis_hash, ledger.chain_id, ledger.head.number, data_endpoint)
+        marks = await self._state.marks()
+        hello = Hello(ledger.genesis_hash, ledger.chain_id, ledger.head.number, data_endpoint, marks)
         answer = await self._request(hello, 0)
         if not isinstance(answer, Welcome):
             raise BadPeer(f"answered Hello with {type(answer).__name__}")
-        self.learn(answer.head_number, answer.data_endpoint)
+        await self.learn(answer)
         self.is_welcome = True
 
-    def learn(self, head_number: int, data_endpoint: str | None) -> None:
+    async def learn(self, about: Hello | Welcome) -> None:
         """Take in what the peer says about itself."""
-        self.head_number = head_number
-        if data_endpoint is not None:
+        self.head_number = about.head_number
+        if about.data_endpoint is not None:
             try:
-                self.data_address = parse_data(data_endpoint)
+                self.data_address = parse_data(about.data_endpoint)
             except BadInput as error:
                 raise BadPeer(f"its data endpoint: {error}") from None
+        await self._state.compare(self.node_id, about.marks)
 
     async def pull(self) -> None:
         """Import what the peer has and we lack, for as long as it runs.
@@ -138,6 +142,7 @@ class Session:
             raise BadPeer(
                 f"sent {len(answer.blocks)} blocks for {start} to {expected}; they end at {ledger.head.number}"
             )
+        await self._state.compare(self.node_id, answer.marks)
         return bool(answer.blocks) or answer.head_number < start
 
     async def forward(self) -> None:
@@ -175,7 +180,7 @@ class Session:
                 await ledger.wait_head(request.start - 1)
         head_number = ledger.head.number
         blocks = await trio.to_thread.run_sync(ledger.sealed_blocks, request.start, request.count, BLOCKS_BYTES_MAX)
-        return Blocks(max(head_number, self._last(request, blocks)), tuple(blocks))
+        return Blocks(max(head_number, self._last(request, blocks)), tuple(blocks), await self._state.marks())
 
     @staticmethod
     def _last(request: GetBlocks, blocks: list[bytes]) -> int:

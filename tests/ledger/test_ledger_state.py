@@ -91,11 +91,11 @@ BLOCKS: list[list[Step]] = [
     [(ADMIN, AddAuthority(STRANGER.address), ENOUGH), (ADMIN, RemoveAuthority(STRANGER.address), ENOUGH)],
 ]
 
-ROOTS = "0x2e67ed8e85ac387dfd074f756486a0812f01333256dc72b9e9637e75a84e64ad"
+ROOTS = "0xfe0c92f0fcf75a81f551597a5ea20751cba5e02cb2725babe11bdc97cc4df36b"
 """Keccak of what execution decides of all headers of the chain with these blocks, as it was when every opcode and every
 node went through py-evm alone."""
 
-RECEIPTS = "0xf6323b523970616457e5363085a3e370d5a312ff7f56280f75ba7841cb681c4b"
+RECEIPTS = "0x8965e6a203a15f641bad3138a1cab238b134e8122fe17262cadf2e58571b38d3"
 """Keccak of all its receipts."""
 
 

@@ -7,7 +7,8 @@ from hashlib import sha256
 import trio
 
 from contracts.errors import BadInput, BadPeer, Conflict
-from contracts.types import TransactionHash
+from contracts.types import NodeId, TransactionHash
+from node.agreement import StateMark
 
 GENESIS = sha256(b"the genesis of the tests").digest()
 
@@ -112,6 +113,20 @@ class FakeOutbox:
 
     async def take(self, bytes_max: int, count_max: int) -> list[bytes]:
         return [await self.receiver.receive()]
+
+
+class FakeState:
+    """Says which state it has, and takes down what others say."""
+
+    def __init__(self) -> None:
+        self.own: tuple[StateMark, ...] = ()
+        self.compared: list[tuple[NodeId, tuple[StateMark, ...]]] = []
+
+    async def marks(self) -> tuple[StateMark, ...]:
+        return self.own
+
+    async def compare(self, node_id: NodeId, theirs: tuple[StateMark, ...]) -> None:
+        self.compared.append((node_id, theirs))
 
 
 class FakeConsensus:

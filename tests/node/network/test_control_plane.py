@@ -14,6 +14,7 @@ from libp2p.stream_muxer.yamux.yamux import TYPE_DATA, YAMUX_HEADER_FORMAT
 
 from contracts.errors import BadPeer, Busy, Conflict, NoSpace
 from contracts.types import NodeId
+from node.agreement import StateMark
 from node.network import host as host_module
 from node.network.addresses import ControlAddress, DataAddress, control_address
 from node.network.control import ControlPlane
@@ -36,7 +37,7 @@ from node.network.messages import (
 )
 from node.network.muxer import BUFFERED_BYTES_MAX
 from node.network.session import SyncLimits
-from tests.node.network.fakes import GENESIS, FakeConsensus, FakeLedger, block, until
+from tests.node.network.fakes import GENESIS, FakeConsensus, FakeLedger, FakeState, block, until
 
 DEADLINE_S = 30.0
 FAST = SyncLimits(long_poll_s=1.0, answer_s_max=3.0, redial_s_max=0.1)
@@ -49,11 +50,12 @@ class Member:
         self.identity: NodeIdentity = more.pop("identity", None) or NodeIdentity.generate()  # type: ignore[assignment]
         self.ledger = ledger
         more.setdefault("limits", FAST)
-        self.consensus = FakeConsensus()
+        self.consensus, self.state = FakeConsensus(), FakeState()
         self.control = ControlPlane(
             self.identity,
             ledger,
             self.consensus,
+            self.state,
             listen_host="127.0.0.1",
             listen_port=port,
             bootstrap=bootstrap,
@@ -563,3 +565,45 @@ async def test_an_address_where_nobody_listens_says_so() -> None:
 async def test_an_answer_that_is_none_is_a_bad_peer() -> None:
     with pytest.raises(BadPeer):
         decode_answer(b"\x93\x01\x02\x03")
+
+
+async def test_words_of_consensus_reach_the_peer_in_order_and_states_are_compared() -> None:
+    async with network() as nursery:
+        a = Member(FakeLedger(blocks=1))
+        a.state.own = (StateMark(1, b"\1" * 32),)
+        await nursery.start(a.run)
+        b = Member(FakeLedger(blocks=1), a.address)
+        b.state.own = (StateMark(1, b"\2" * 32),)
+        await nursery.start(b.run)
+        await until(lambda: a.node_id in b.consensus.outboxes and b.node_id in a.consensus.outboxes)
+        words = [b"word %d" % n for n in range(20)]
+        for word in words:
+            await a.consensus.outboxes[b.node_id].sender.send(word)
+        await until(lambda: len(b.consensus.received) == len(words))
+        assert b.consensus.received == [(a.node_id, word) for word in words]
+        assert (a.node_id, a.state.own) in b.state.compared
+        assert (b.node_id, b.state.own) in a.state.compared
+
+
+async def test_a_peer_whose_words_are_none_is_dropped() -> None:
+    async with network() as nursery:
+        a, b = Member(FakeLedger()), None
+        await nursery.start(a.run)
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await until(lambda: a.node_id in b.consensus.outboxes)
+        await b.consensus.outboxes[a.node_id].sender.send(b"nonsense")
+        await until(lambda: b.node_id in a.control.statistics().unreachable)
+        assert "no word of consensus" in a.control.statistics().unreachable[b.node_id]
+
+
+async def test_a_peer_that_consensus_blames_is_dropped() -> None:
+    async with network() as nursery:
+        a = Member(FakeLedger())
+        await nursery.start(a.run)
+        b = Member(FakeLedger(), a.address)
+        await nursery.start(b.run)
+        await until(lambda: a.peers() == [b.node_id])
+        a.consensus.on_offence(b.node_id, "a stranger's vote")
+        await until(lambda: b.node_id in a.control.statistics().unreachable)
+        assert a.control.statistics().unreachable[b.node_id] == "a stranger's vote"
