@@ -224,11 +224,12 @@ class Cluster:
     def genesis(self) -> Path:
         return self.path / "genesis.toml"
 
-    def new_genesis(self, path: Path, *options: object) -> Done:
+    def new_genesis(self, path: Path, *options: object, authorities: tuple[str, ...] = ("a",)) -> Done:
         accounts = [f"{self.accounts[n]}=basic" for n in ("a", "b", "c", "d", "alice")] + [self.accounts["guest"]]
         return aigen(
             *("genesis", "new", path, "--template", "dev", "--shard-size", MIB),
-            *("--admin", self.accounts["admin"], "--authority", self.accounts["a"]),
+            *("--admin", self.accounts["admin"]),
+            *(word for name in authorities for word in ("--authority", self.accounts[name])),
             *(word for account in accounts for word in ("--account", account)),
             *options,
             "--json",

@@ -17,8 +17,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path)
     for name in ("admin", "alice", "guest", "e", *NAMES):
         cluster.new_key(name)
-    more = [word for name in ("b", "c", "d") for word in ("--authority", cluster.accounts[name])]
-    cluster.new_genesis(cluster.genesis, *more, "--account", cluster.accounts["e"])
+    cluster.new_genesis(cluster.genesis, "--account", cluster.accounts["e"], authorities=NAMES)
     bootstrap: list[object] = []
     for name in NAMES:
         node = cluster.init(name, "gateway", *bootstrap)

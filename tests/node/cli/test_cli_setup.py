@@ -255,7 +255,7 @@ def damage(ledger_dir: Path) -> None:
 def test_resync_sets_the_ledger_aside(data_dir: Path, ledger_dir: Path, cluster: Cluster) -> None:
     """Also a damaged one, when its node is no authority; the message of the damage names the command."""
     genesis_of_others = cluster.path / "others.toml"
-    cluster.new_genesis(genesis_of_others, "--authority", cluster.accounts["alice"])
+    cluster.new_genesis(genesis_of_others, authorities=("alice",))
     shutil.copy(genesis_of_others, data_dir / "genesis.toml")
     shutil.rmtree(ledger_dir)
     Ledger.open(ledger_dir, genesis_config.load(data_dir / "genesis.toml")).close()

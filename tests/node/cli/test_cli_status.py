@@ -14,7 +14,7 @@ from tests.node.rpc.fake import FakeNode
 async def shown(capsys: pytest.CaptureFixture[str], alarms: tuple[str, ...]) -> list[str]:
     node = FakeNode()
     info: dict[str, Any] = answers.answer(msgspec.structs.replace(node.node_info(), state_alarms=alarms))
-    _show_status(info, answers.chain(node.chain(), await node.state_hashes()))
+    _show_status(info, answers.chain(node.chain(), await node.state_hashes()), answers.answer(node.authorities()))
     return capsys.readouterr().out.splitlines()
 
 
@@ -24,6 +24,13 @@ async def test_state_is_named_by_its_hash_and_block(capsys: pytest.CaptureFixtur
     lines = await shown(capsys, ())
     assert any(line.split() == ["state", f"0x{newest.hash.hex()}", "after", "block", "0"] for line in lines)
     assert not any("ALARM" in line for line in lines)
+
+
+async def test_a_liar_is_shown_with_the_evidence(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = [line for line in await shown(capsys, ()) if line.startswith("LIAR")]
+    (liar,) = FakeNode().authorities()
+    assert liar.evidence_hash is not None
+    assert f"0x{liar.account.hex()}: evidence 0x{liar.evidence_hash.hex()}" in line
 
 
 async def test_alarms_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
