@@ -344,8 +344,9 @@ class Consensus:
         """Vote, go on to the next iteration, and write what is final; the journal first."""
         simplex, before = self._simplex, self._simplex.iteration
         outcome = simplex.step(is_late)
-        if outcome.ballots:
-            await self._ledger.cast(outcome.ballots)
+        if outcome.ballots and not await self._ledger.cast(outcome.ballots, simplex.root.epoch):
+            self.stir()
+            return
         if proposed is not None and any(
             b.proposal == msgspec.msgpack.encode(proposed) for b in outcome.ballots.values()
         ):

@@ -62,8 +62,10 @@ class Ledger:
         self._pool_grew = trio.Event()
         self._disk_failed = trio.Event()
         self._pool = Pool()
-        self._ballots = chain.store.ballots()
-        self._evidence = chain.store.evidence()
+        self.ballots = chain.store.ballots()
+        """What this node's authority has said in the iterations after the head's, as it is on disk."""
+        self.evidence = chain.store.evidence()
+        """The first proof of each authority that was seen to lie."""
         self._undecided: dict[bytes, Executed] = {}
         self._blocks_decided = self._blocks_imported = 0
         self.history = History(chain, self._next_timestamp)
@@ -301,7 +303,7 @@ class Ledger:
         nonces = {transaction.sender: transaction.nonce + 1 for transaction in executed.transactions}
         stale = self._pool.stale(nonces, tip.accounts.enrolled)
         is_new_epoch, iteration = tip.epoch != self._chain.tip.epoch, seal.iteration_of(executed.header)
-        ballots_done = tuple(n for n in self._ballots if is_new_epoch or n <= iteration)
+        ballots_done = tuple(n for n in self.ballots if is_new_epoch or n <= iteration)
         self._chain.write(executed, certificate, tuple(stale), ballots_done)
         return _Final(tip, stale, ballots_done)
 
@@ -309,7 +311,7 @@ class Ledger:
         self._chain.tip = final.tip
         self._pool.remove(final.stale)
         for iteration in final.ballots_done:
-            del self._ballots[iteration]
+            del self.ballots[iteration]
         self._moved.set()
         self._moved = trio.Event()
 
@@ -322,16 +324,6 @@ class Ledger:
     def tip(self) -> Tip:
         """The head, as a block to build on."""
         return self._chain.tip
-
-    @property
-    def ballots(self) -> Mapping[int, Ballot]:
-        """What this node's authority has said in the iterations after the head's, as it is on disk."""
-        return self._ballots
-
-    @property
-    def evidence(self) -> Mapping[Address, Evidence]:
-        """The first proof of each authority that was seen to lie."""
-        return self._evidence
 
     def seconds_until_child(self, parent: Tip) -> float:
         """How long until the first second that a child of `parent` may bear; not positive once it is there."""
@@ -377,17 +369,21 @@ class Ledger:
         """The children of the head that were executed, so that an import need not do it again."""
         self._undecided = {tip.hash: tip.unwritten[0] for tip in tips if len(tip.unwritten) == 1}
 
-    async def cast(self, ballots: Mapping[int, Ballot]) -> None:
-        """Journal what this node's authority says; on disk when this returns."""
+    async def cast(self, ballots: Mapping[int, Ballot], epoch: bytes) -> bool:
+        """Journal what this node's authority says; on disk when this returns. False, and nothing is written, when the
+        epoch is over: in the next one it would bind this authority to what it never said there."""
         async with self._writing():
+            if epoch != self._chain.tip.epoch:
+                return False
             await in_thread(self._chain.store.write_ballots, ballots)
-            self._ballots |= ballots
+            self.ballots |= ballots
+            return True
 
     async def keep_evidence(self, liar: Address, evidence: Evidence) -> None:
         """Keep the first proof of each liar."""
         async with self._writing():
             await in_thread(self._chain.store.write_evidence, liar, evidence)
-            self._evidence.setdefault(liar, evidence)
+            self.evidence.setdefault(liar, evidence)
 
     async def finalise(self, executed: Executed, certificate: seal.Certificate) -> None:
         """Write a block that became final; one that was imported meanwhile changes nothing."""

@@ -11,11 +11,12 @@ import pytest
 import trio
 import trio.testing
 
-from contracts.calls import ExpelAccount
+from contracts.calls import AddAuthority, ExpelAccount
 from contracts.errors import BadInput, BadPeer, Conflict, Corrupt, NoSpace, NotAllowed, NotFound
 from contracts.types import TransactionHash
 from ledger.consensus import Consensus
 from ledger.ledger import Ledger
+from ledger.simplex import Ballot
 from tests.ledger.test_ledger_store import FailingDb
 from tests.ledger.world import (
     ADMIN,
@@ -368,6 +369,18 @@ async def test_who_is_no_authority_makes_no_blocks(ledger: Ledger, autojump_cloc
         with trio.move_on_after(100):
             await Consensus(ledger, key).run()
     assert (ledger.head.number, len(ledger.pending())) == (0, 1)
+
+
+async def test_votes_of_an_epoch_that_is_over_are_not_journalled(ledger: Ledger) -> None:
+    """They would come back after a restart as if they had been said of the next epoch's iterations."""
+    epoch = ledger.tip.epoch
+    assert await ledger.cast({1: Ballot(timed_out=True)}, epoch)
+    assert ledger.ballots == {1: Ballot(timed_out=True)} == ledger._chain.store.ballots()
+    await final(ledger, raw_call(ADMIN, 0, AddAuthority(STRANGER.address)))
+    assert ledger.tip.epoch == ledger.head.hash != epoch
+    assert ledger.ballots == {} == ledger._chain.store.ballots()
+    assert not await ledger.cast({2: Ballot(timed_out=True)}, epoch)
+    assert ledger.ballots == {} == ledger._chain.store.ballots()
 
 
 async def test_what_a_node_has_acknowledged_is_taken_though_it_would_fail_by_now(ledger: Ledger) -> None:

@@ -129,8 +129,8 @@ def test_thousands_of_seeds(kind: str, count: int) -> None:
 def without_a_journal() -> Iterator[None]:
     """What was said is forgotten with the process."""
 
-    async def forget(self: Ledger, ballots: object) -> None:
-        return None
+    async def forget(self: Ledger, ballots: object, epoch: bytes) -> bool:
+        return True
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "cast", forget)
