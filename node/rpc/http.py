@@ -1,5 +1,5 @@
-"""The routes: `POST /` takes JSON-RPC, as does a WebSocket there; `GET /health` says whether this node is ready. Knows
-no sockets.
+"""The routes: `POST /` takes JSON-RPC, as does a WebSocket there; `GET /health` says whether this node is ready,
+`GET /metrics` how it is doing. Knows no sockets.
 
 A JSON-RPC answer has status 200, whatever it says, and a call without one (notifications) 204. Other statuses are for
 what is refused before it is JSON-RPC; their body is an error object too, with a null id. A single call of a streaming
@@ -14,6 +14,7 @@ from contextlib import aclosing
 from typing import Any
 
 import trio
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
@@ -24,12 +25,13 @@ from starlette.websockets import WebSocket
 from contracts.errors import BadInput, Busy, NotAllowed, NotFound, Refused
 from node.rpc import jsonrpc
 from node.rpc.answers import answer
-from node.rpc.caller import Caller, identify
+from node.rpc.caller import Caller, identify, require_known
 from node.rpc.ethereum import Ethereum
 from node.rpc.guard import Receive, Scope, Send
 from node.rpc.jsonrpc import Batch, Call, Dispatcher, Incoming
 from node.rpc.limits import RpcLimits
 from node.rpc.methods import STREAMING, Context, Notify, Subscriber
+from node.rpc.metrics import exposition
 from node.rpc.port import NodePort
 from node.rpc.websocket import Session
 
@@ -40,6 +42,8 @@ MEDIA_TYPES = frozenset({"application/json", "application/json-rpc", "applicatio
 
 STREAM_HEADERS = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
 KEEP_ALIVE_COMMENT = b": waiting\n\n"
+
+ANSWERED = "JSON-RPC is POST /, readiness is GET /health, metrics are GET /metrics"
 
 RETRY_AFTER_S = 1
 
@@ -78,6 +82,7 @@ class RpcApp:
             routes=[
                 Route("/", self.rpc, methods=["POST"]),
                 Route("/health", self.health, methods=["GET"]),
+                Route("/metrics", self.metrics, methods=["GET"]),
                 WebSocketRoute("/", self.websocket),
             ],
             exception_handlers={
@@ -91,6 +96,14 @@ class RpcApp:
         """Outside the limit on requests: whoever watches the node gets an answer when it is busy."""
         health = self._node.health()
         return Response(jsonrpc.encode(answer(health)), 200 if health.ready else 503, media_type="application/json")
+
+    async def metrics(self, request: Request) -> Response:
+        """For a Prometheus server: who may ask is who may call getNodeInfo."""
+        try:
+            require_known(self._node, self._identify(request), "metrics")
+        except NotAllowed as refusal:
+            raise Turned(403, refusal) from refusal
+        return Response(exposition(self._node), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def rpc(self, request: Request) -> Response:
         """Decode what is asked and by whom; the response object does the work while it watches the client."""
@@ -341,7 +354,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router refuses: an unknown path, or a known one with another verb."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path[:100]}"
-    refusal: Refused = NotFound(f"nothing answers {asked}: JSON-RPC is POST /, readiness is GET /health")
+    refusal: Refused = NotFound(
+        f"nothing answers {asked}: JSON-RPC is POST /, readiness is GET /health, metrics are GET /metrics"
+    )
     if error.status_code != 404:
-        refusal = BadInput(f"{asked} is not taken: JSON-RPC is POST /, readiness is GET /health")
+        refusal = BadInput(
+            f"{asked} is not taken: JSON-RPC is POST /, readiness is GET /health, metrics are GET /metrics"
+        )
     return _json(jsonrpc.error_answer(refusal.code, str(refusal)), error.status_code, dict(error.headers or {}))
