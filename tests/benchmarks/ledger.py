@@ -23,7 +23,7 @@ from ledger import keys, record
 from ledger import state as ledger_state
 from ledger.keys import Key
 from node import state
-from tests.benchmarks import peers, replay, report
+from tests.benchmarks import authorities, peers, replay, report
 from tests.benchmarks.disk import Disk
 from tests.benchmarks.peers import Peer, Step
 from tests.ledger import world
@@ -223,6 +223,7 @@ def main() -> None:
     rows.append(report.compared(what, "bytes", taken, "the goal", target, 1.0, less_is_better=True))
     rows.append(compare_replay())
     rows += replay.rows(CONFIG, transaction_records)
+    rows += authorities.rows()
     report.publish("ledger", rows, NOTE)
     disk.show(f"on disk at {BLOCK_TRANSACTIONS} transactions a block, bytes for each transaction", count)
 

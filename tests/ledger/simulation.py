@@ -38,7 +38,7 @@ from ledger.transactions import decode as decode_transaction
 from tests.ledger import world
 from tests.ledger.toy import ToyExecution
 
-KEYS = [Key.from_secret(bytes([40 + i]) * 32) for i in range(8)]
+KEYS = [Key.from_secret(bytes([40 + i]) * 32) for i in range(31)]
 SENDERS = [Key.from_secret(bytes([80 + i]) * 32) for i in range(3)]
 CALM_S = 900.0
 """Virtual seconds in which all must be final once the network is whole."""
