@@ -146,6 +146,7 @@ async def assemble(
         loading=Loading(replication, engine, nursery),
         wallet=wallet,
         peers=lambda: tuple(peer.node_id for peer in control.statistics().peers),
+        lagging=lambda: control.statistics().lagging,
         unreachable=lambda: control.statistics().unreachable,
         consensus=consensus,
         agreement=agreement,

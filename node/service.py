@@ -101,6 +101,7 @@ class Service:
     loading: Loading
     wallet: Wallet
     peers: Callable[[], tuple[NodeId, ...]]
+    lagging: Callable[[], tuple[NodeId, ...]]
     unreachable: Callable[[], Mapping[NodeId, str]]
     """Nodes that should be peers and are not, with the reason."""
     consensus: Consensus
@@ -181,6 +182,7 @@ class Service:
             core_model=core[0] if core else None,
             endpoints=self.endpoints,
             peers=self.peers(),
+            lagging_peers=self.lagging(),
             disk_budget=self.config.storage.disk_budget,
             disk_used=store.shard_bytes + store.partial_bytes,
             cache_budget=engine.cache.budget_bytes,

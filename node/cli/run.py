@@ -305,6 +305,7 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[s
             ("authority", voting),
             *(("LIAR", f"{row['account']}: evidence {row['evidence_hash']}") for row in liars),
             ("peers", len(node["peers"])),
+            *(("LAGGING", f"{peer} stays behind what others have") for peer in node["lagging_peers"]),
             *(("endpoint", endpoint) for endpoint in node["endpoints"]),
             ("disk", f"{common.size(node['disk_used'])} of {common.size(node['disk_budget'])}"),
             ("cache", f"{common.size(node['cache_used'])} of {common.size(node['cache_budget'])}"),

@@ -65,6 +65,8 @@ class ControlStatistics:
     """Connected peers of this network."""
     unreachable: dict[NodeId, str]
     """Nodes that are not connected, with the reason."""
+    lagging: tuple[NodeId, ...]
+    """Connected nodes that stay behind what the others have: stuck, or serving an old chain."""
     blocks_received: int
     blocks_served: int
     transactions_received: int
@@ -128,6 +130,7 @@ class ControlPlane:
                 for s in welcome
             ),
             unreachable={n: r for n, r in self._book.reasons().items() if n not in self._sessions},
+            lagging=tuple(s.node_id for s in welcome if s.is_lagging()),
             blocks_received=self._gone_blocks_received + sum(s.blocks_received for s in self._sessions.values()),
             blocks_served=self._blocks_served,
             transactions_received=self._transactions_received,

@@ -37,6 +37,9 @@ from node.network.ports import ConsensusPort, LedgerPort, StatePort
 
 log = logging.getLogger(__name__)
 
+LAG_S_MAX: Final = 60.0
+"""A peer whose head stays below ours for longer than this is told of: it is stuck, or serves an old chain."""
+
 EMPTY_ANSWER_PAUSE_S: Final = 1.0
 """An answer without blocks normally takes the whole long poll; a peer that answers sooner is not asked more often."""
 
@@ -76,6 +79,8 @@ class Session:
         """How one of the peer's requests broke the protocol, once one did."""
         self.mismatch = ""
         """Why the peer is of another network, once one of its requests showed it."""
+        self.behind_since: float | None = None
+        """When it first answered with a head below ours, while it still does."""
         self.blocks_received = 0
         self.transactions_sent = 0
         self.outbox = Outbox()
@@ -133,7 +138,7 @@ class Session:
         answer = await self._request(GetBlocks(ledger.genesis_hash, start, BLOCKS_MAX, wait_s), wait_s)
         if not isinstance(answer, Blocks):
             raise BadPeer(f"answered GetBlocks with {type(answer).__name__}")
-        self.head_number = answer.head_number
+        self._note_head(answer.head_number)
         for data in answer.blocks:
             await ledger.import_sealed(data)
             self.blocks_received += 1
@@ -144,6 +149,18 @@ class Session:
             )
         await self._state.compare(self.node_id, answer.marks)
         return bool(answer.blocks) or answer.head_number < start
+
+    def _note_head(self, head_number: int) -> None:
+        """A peer that stays behind is slow, or keeps blocks from us: what the others have tells."""
+        self.head_number = head_number
+        if head_number >= self._ledger.head.number:
+            self.behind_since = None
+        elif self.behind_since is None:
+            self.behind_since = trio.current_time()
+
+    def is_lagging(self) -> bool:
+        """Whether it has been behind for longer than catching up takes."""
+        return self.behind_since is not None and trio.current_time() - self.behind_since > LAG_S_MAX
 
     async def forward(self) -> None:
         """Send the peer what is in the pool, now and as it comes, for as long as it runs."""

@@ -33,6 +33,7 @@ class _Scrape(Collector):
         yield _gauge("head_timestamp_seconds", "Time of the newest final block, Unix seconds", chain.head_timestamp)
         yield _gauge("pending_transactions", "Transactions that wait for a block", chain.pending_transactions)
         yield _gauge("peers", "Connected nodes of this network", len(info.peers))
+        yield _gauge("lagging_peers", "Connected nodes that stay behind what others have", len(info.lagging_peers))
         yield _gauge("state_alarms", "Peers whose state is not this node's", len(info.state_alarms))
         yield _gauge("authorities", "Accounts that make the blocks", sum(a.in_force for a in authorities))
         liars = GaugeMetricFamily(

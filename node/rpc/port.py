@@ -233,7 +233,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
 
     `pieces_fetched` and `bytes_fetched` came from other nodes since this one started. `state_alarms` has a line for
-    each peer whose state after some block is not this node's.
+    each peer whose state after some block is not this node's; `lagging_peers` stay behind what others have.
     """
 
     node_id: NodeId
@@ -245,6 +245,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     core_model: ModelId | None
     endpoints: tuple[str, ...]
     peers: tuple[NodeId, ...]
+    lagging_peers: tuple[NodeId, ...]
     disk_budget: int
     disk_used: int
     cache_budget: int

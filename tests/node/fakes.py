@@ -304,6 +304,7 @@ def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, con
         loading=Loading(around.replication, engine, nursery),  # type: ignore[arg-type]
         wallet=around.wallet,  # type: ignore[arg-type]
         peers=lambda: (),
+        lagging=lambda: (),
         unreachable=lambda: {},
         consensus=FakeConsensus(),  # type: ignore[arg-type]
         steps=Steps(),

@@ -607,3 +607,16 @@ async def test_a_peer_that_consensus_blames_is_dropped() -> None:
         a.consensus.on_offence(b.node_id, "a stranger's vote")
         await until(lambda: b.node_id in a.control.statistics().unreachable)
         assert a.control.statistics().unreachable[b.node_id] == "a stranger's vote"
+
+
+async def test_a_peer_that_stays_at_an_old_block_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be stuck, or keep the newer blocks from us: asking others shows it."""
+    monkeypatch.setattr("node.network.session.LAG_S_MAX", 0.0)
+    async with network() as nursery, stranger(polite) as old:
+        new = Member(FakeLedger(blocks=3))
+        await nursery.start(new.run)
+        a = Member(FakeLedger(), host_address(old), new.address)
+        await nursery.start(a.run)
+        await a.ledger.wait_head(2)
+        await until(lambda: a.control.statistics().lagging)
+        assert a.control.statistics().lagging == (old.node_id,)

@@ -206,6 +206,7 @@ class FakeNode:
             core_model=ModelId("mistral-7b"),
             endpoints=("192.0.2.1:9946",),
             peers=(),
+            lagging_peers=(),
             disk_budget=10**12,
             disk_used=2**40,
             cache_budget=32 * 10**9,
