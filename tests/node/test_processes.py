@@ -563,8 +563,12 @@ def test_commands_that_read_print_tables_and_json(cluster: Cluster) -> None:
     assert row_of(b.cli("node", "list"), a.node_id)["role"] == "storage"
 
     assert b.cli("shard", "list", SMALL, "--json").json["shards"][0]["shard_hash"] == shard["shard_hash"]
+    before = a.ask("getShardLocations", model_id=SMALL)["shards"][0]["copies"]
     row = row_of(b.cli("shard", "list", SMALL), 0)
-    assert (row["SHA-256"], row["copies"]) == (shard["shard_hash"], f"{shard['copies']} of 3")
+    assert row["SHA-256"] == shard["shard_hash"]
+    # Nodes still announce and withdraw: what the table says is what was true before or after it.
+    after = a.ask("getShardLocations", model_id=SMALL)["shards"][0]["copies"]
+    assert row["copies"] in {f"{copies} of 3" for copies in range(min(before, after), max(before, after) + 1)}
 
     genesis_hash = b.ask("getChainInfo")["genesis_hash"]
     assert aigen("genesis", "show", cluster.genesis, "--json").json["genesis_hash"] == genesis_hash
