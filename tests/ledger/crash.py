@@ -153,7 +153,7 @@ async def _run_authority(path: Path, hour: int, senders: int, tell: Tell) -> Non
 
 async def _run_follower(path: Path, source: Path, tell: Tell) -> None:
     with open_ledger(source, CONFIG) as peer:
-        blocks = peer.sealed_blocks(1, 10_000, 1 << 30)
+        blocks = peer.history.sealed_blocks(1, 10_000, 1 << 30)
     ledger = Ledger.open(path, CONFIG, hourly_clock(10_000))
     replay = Replay(ledger, SNAPSHOT_EVENTS)
     async with trio.open_nursery() as nursery:

@@ -186,7 +186,7 @@ class Node:
             other = draw.choice(self.simulation.nodes)
             if other.ledger is None or other is self or not self.simulation.weather.reaches(self.index, other.index):
                 continue
-            for data in other.ledger.sealed_blocks(ledger.head.number + 1, 16, 1 << 20):
+            for data in other.ledger.history.sealed_blocks(ledger.head.number + 1, 16, 1 << 20):
                 try:
                     await ledger.import_sealed(data)
                 except Refused as error:
