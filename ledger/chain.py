@@ -309,8 +309,7 @@ def blaming(header: CancunBlockHeader) -> Iterator[None]:
 
 
 def check_final(sealed: SealedBlock, header: CancunBlockHeader, parent: Tip, config: GenesisConfig, now: float) -> None:
-    """Raise BadPeer unless header and certificate are a final child's of `parent`, or Busy when our clock has not reached
-    its time."""
+    """Raise BadPeer unless header and certificate are a final child's of `parent`, Busy when its time is to come."""
     with blaming(header):
         blocks.check_header(header, parent.header, parent.epoch, parent.accounts, config, now)
         seal.check_certificate(sealed.certificate, header, parent.epoch, tuple(parent.accounts.authorities))
