@@ -37,6 +37,7 @@ from node.network.control import ControlPlane
 from node.network.fetcher import Fetcher
 from node.network.identity import NodeIdentity
 from node.network.server import DataServer
+from node.network.session import SyncLimits
 from node.replay import Replay
 from node.replication import Replication
 from node.rpc.server import RpcServer
@@ -147,6 +148,7 @@ async def assemble(
         wallet=wallet,
         peers=lambda: tuple(peer.node_id for peer in control.statistics().peers),
         lagging=lambda: control.statistics().lagging,
+        sync=lambda: control.statistics().sync,
         unreachable=lambda: control.statistics().unreachable,
         consensus=consensus,
         agreement=agreement,
@@ -226,6 +228,7 @@ async def _join_peers(
         bootstrap=[parse_control(text) for text in config.network.bootstrap],
         members=member_addresses,
         data_endpoint=data_endpoint,
+        limits=SyncLimits(fast_blocks_min=config.ledger.fast_blocks if config.ledger.sync == "fast" else None),
     )
     port: int = await nursery.start(control.run)
     return control, control_address(identity.node_id, host, port)

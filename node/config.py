@@ -25,6 +25,9 @@ CONFIG_BYTES_MAX = 1 << 20
 
 GB = 1_000_000_000
 
+FAST_BLOCKS_MIN = 1_024
+"""Executing fewer blocks than this is a matter of seconds, and leaves the state after each of them."""
+
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role = "worker"
@@ -59,6 +62,13 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Peers to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID."""
 
 
+class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sync: Literal["fast", "full"] = "fast"
+    """How a new node takes in a chain that is longer than `fast_blocks`: with receipts and the newest state, or by
+    executing every block."""
+    fast_blocks: int = FAST_BLOCKS_MIN
+
+
 class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disk_budget: int = 500 * GB
     """Bytes of shards kept at most."""
@@ -77,6 +87,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeSettings = NodeSettings()
     rpc: RpcSettings = RpcSettings()
     network: NetworkSettings = NetworkSettings()
+    ledger: LedgerSettings = LedgerSettings()
     storage: StorageSettings = StorageSettings()
     inference: InferenceSettings = InferenceSettings()
 
@@ -120,6 +131,13 @@ control_port = {control_port}
 data_port = {data_port}
 # Peers to begin with, as `aigen status` prints them: "/ip4/192.0.2.7/tcp/9945/p2p/12D3KooW..."
 bootstrap = {bootstrap}
+
+[ledger]
+# How a new node takes in a chain of `fast_blocks` and more. fast: every block with its receipts, checked against what
+# two thirds of the authorities signed, and the newest state. full: by executing every block, which takes longer and
+# believes no authority.
+sync = "fast"
+fast_blocks = 1_024
 
 [storage]
 # Bytes of shards kept at most.
@@ -275,6 +293,7 @@ def _check(path: Path, config: Config) -> None:
         "rpc.concurrent_requests": config.rpc.concurrent_requests,
         "rpc.log_blocks": config.rpc.log_blocks,
         "rpc.call_gas": config.rpc.call_gas,
+        "ledger.fast_blocks": config.ledger.fast_blocks,
         "storage.disk_budget": config.storage.disk_budget,
         "storage.scrub_interval_s": config.storage.scrub_interval_s,
         "inference.cache_size": config.inference.cache_size,

@@ -37,7 +37,7 @@ from node.network.messages import (
 )
 from node.network.outbox import Outbox
 from node.network.ports import ConsensusPort, LedgerPort, StatePort
-from node.network.sync import FAST_BLOCKS_MIN, Sync
+from node.network.sync import Sync
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class SyncLimits:
     answer_s_max: float = 30.0
     redial_s_max: float = 5.0
     """How soon a changed list of members is noticed."""
-    fast_blocks_min: int | None = FAST_BLOCKS_MIN
+    fast_blocks_min: int | None = None
     """How far behind a new node takes the chain in without executing it; None: it always executes."""
 
 

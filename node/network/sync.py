@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+import msgspec
 import trio
 
 from contracts.errors import BadPeer
@@ -31,32 +32,28 @@ CLAIMS_MAX: Final = 8
 OVERTAKE_S: Final = 5.0
 """How long all wait for a range before another peer is asked for it as well."""
 
-FAST_BLOCKS_MIN: Final = 1_024
-"""A new node that is less far behind executes: that is a matter of seconds, and it has every state then."""
-
 Parcel = tuple[bytes, bytes]
 """An encoded block and its receipts, which are empty unless they were asked for."""
 
 Mode = Literal["idle", "executing blocks", "taking in blocks", "fetching the state"]
 
 
-@dataclass(frozen=True, slots=True)
-class SyncStatistics:
-    """How far the chain was taken in. `nodes` of the state were found or fetched so far; how many there are, only the
-    last one tells."""
+class SyncStatistics(msgspec.Struct, frozen=True):
+    """How far the chain was taken in, since block `start`; `target` is the highest that a peer says it has. `nodes` of
+    the state are here so far; how many there are, only the last one tells."""
 
     mode: Mode
+    start: int
     number: int
     target: int
-    """The highest block that a peer says it has."""
     nodes: int
 
     def __str__(self) -> str:
         if self.mode == "idle":
             return f"block {self.number:,}"
         done = 100 * self.number // max(self.target, 1)
-        state = f", {self.nodes:,} nodes so far" if self.mode == "fetching the state" else ""
-        return f"block {self.number:,} of {self.target:,} ({done} %), {self.mode}{state}"
+        nodes = f", {self.nodes:,} nodes so far" if self.mode == "fetching the state" else ""
+        return f"block {self.number:,} of {self.target:,} ({done} %), {self.mode}{nodes}"
 
 
 class Source(Protocol):
@@ -103,6 +100,7 @@ class Sync:
         self._block_bytes = BLOCKS_BYTES_MAX / BLOCKS_MAX
         """What a block takes in an answer, on average of late."""
         self._following = 0
+        self._start = 0
         self._joins = False
         """Whether the chain is joined without executing it, as long as that is possible."""
         self._is_walking = False
@@ -119,10 +117,12 @@ class Sync:
             mode = "fetching the state" if self._is_walking else "taking in blocks"
         else:
             mode = "executing blocks"
-        return SyncStatistics(mode, number, max(number, target), self._ledger.fast_sync.nodes_seen)
+        return SyncStatistics(mode, self._start, number, max(number, target), self._ledger.fast_sync.nodes_seen)
 
     async def follow(self, source: Source) -> None:
         """Take in what the peer has and we lack. Raises BadPeer for what is wrong with it."""
+        if not self._following:
+            self._start = self._number()
         self._following += 1
         try:
             if await self._goes_fast(source):

@@ -17,6 +17,7 @@ from ledger.proof import FinalBlock, Proof, Way
 from ledger.prover import Shows
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
+from node.network.sync import SyncStatistics
 from node.rpc import port
 
 CHAIN_ID = 41_000
@@ -93,6 +94,7 @@ class FakeNode:
         self.receipts: dict[TransactionHash, port.ReceiptInfo] = {}
         self.asked: list[Shows] = []
         self.ready = True
+        self.sync = SyncStatistics("idle", 0, 5, 5, 0)
         self.chats_begun = trio.Event()
         self.chats_cancelled = 0
         self.words: trio.Semaphore | None = None
@@ -207,6 +209,7 @@ class FakeNode:
             endpoints=("192.0.2.1:9946",),
             peers=(),
             lagging_peers=(),
+            sync=self.sync,
             disk_budget=10**12,
             disk_used=2**40,
             cache_budget=32 * 10**9,
