@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from tests.node.cluster import Cluster, Node, aigen, until
+from tests.node.cluster import DEADLINE_S, Cluster, Node, aigen, until
 
 NAMES = ("a", "b", "c", "d")
 
@@ -47,6 +49,34 @@ def same_head(nodes: list[Node]) -> int:
     number = heads[0]["head_number"]
     assert isinstance(number, int)
     return number
+
+
+def ethereum(node: Node, method: str, *params: object) -> Any:
+    """One of Ethereum's methods, which take their parameters by place."""
+    body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
+    answer = httpx.post(node.url, json=body, timeout=DEADLINE_S).json()
+    return answer.get("result", answer.get("error"))
+
+
+def check_fast_join(cluster: Cluster, source: Node) -> None:
+    """A node that is new joins without executing: across both changes of the authorities, from peers of which one did
+    so itself."""
+    late = cluster.init("guest", "gateway", "--bootstrap", source.info()["endpoints"][0])
+    config = late.data_dir / "config.toml"
+    config.write_text(config.read_text().replace("fast_blocks = 1_024", "fast_blocks = 1"))
+    late.start()
+    late.wait_ready()
+    head = same_head([late, source])
+    refused = ethereum(late, "eth_getBalance", f"0x{'00' * 20}", "0x1")
+    assert "the state of block 1 is not here: this node joined at block" in refused["message"]
+    for number in range(head + 1):
+        assert ethereum(late, "eth_getBlockByNumber", hex(number), True) == ethereum(
+            source, "eth_getBlockByNumber", hex(number), True
+        )
+    enrol(cluster, late, "new-6")
+    assert same_head([late, source]) == head + 1
+    late.stop()
+    assert aigen("ledger", "verify", "--data-dir", late.data_dir).status == 0
 
 
 def test_one_of_four_may_die_and_a_fifth_may_come(cluster: Cluster) -> None:
@@ -89,6 +119,7 @@ def test_one_of_four_may_die_and_a_fifth_may_come(cluster: Cluster) -> None:
     assert cluster.accounts["a"] not in newest["signers"]
     until(lambda: fifth.info()["consensus"]["is_voting"], "the fifth votes", (fifth,))
     assert not nodes[0].info()["consensus"]["is_voting"]
+    check_fast_join(cluster, nodes[1])
     assert all(not node.tracebacks() for node in nodes)
     assert aigen("ledger", "verify", "--data-dir", cluster.path / "nowhere").status == 1
     fifth.stop()
