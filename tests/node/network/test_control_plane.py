@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -24,9 +25,13 @@ from node.network.messages import (
     ANSWER_BYTES_MAX,
     BLOCKS_MAX,
     REQUEST_BYTES_MAX,
+    Answer,
     Blocks,
+    Delivered,
     GetBlocks,
+    GetNodes,
     Hello,
+    Nodes,
     Submitted,
     SubmitTransactions,
     TurnedAway,
@@ -37,7 +42,16 @@ from node.network.messages import (
 )
 from node.network.muxer import BUFFERED_BYTES_MAX
 from node.network.session import SyncLimits
-from tests.node.network.fakes import GENESIS, FakeConsensus, FakeLedger, FakeState, block, until
+from tests.node.network.fakes import (
+    GENESIS,
+    NODES,
+    FakeConsensus,
+    FakeLedger,
+    FakeState,
+    block,
+    receipts,
+    until,
+)
 
 DEADLINE_S = 30.0
 FAST = SyncLimits(long_poll_s=1.0, answer_s_max=3.0, redial_s_max=0.1)
@@ -257,6 +271,56 @@ async def test_a_peer_that_does_not_give_what_it_says_is_dropped(answer: object,
         a = Member(FakeLedger(), host_address(peer))
         await nursery.start(a.run)
         await until(lambda: a.control.statistics().unreachable.get(peer.node_id) == reason)
+
+
+async def test_a_new_node_that_is_far_behind_joins_without_executing() -> None:
+    """Blocks with receipts and the state's nodes come over the wire, from both."""
+    limits = replace(FAST, fast_blocks_min=BLOCKS_MAX)
+    async with network() as nursery:
+        full = [Member(FakeLedger(blocks=3 * BLOCKS_MAX)) for _ in range(2)]
+        for member in full:
+            await nursery.start(member.run)
+        late = Member(FakeLedger(), *(member.address for member in full), limits=limits)
+        await nursery.start(late.run)
+        await late.control.wait_peers(2)
+        await late.control.wait_caught_up()
+        assert (late.ledger.imported, late.ledger.blocks) == (0, full[0].ledger.blocks)
+        assert len(late.ledger.fast_sync.given) == NODES
+        full[0].ledger.grow(1)
+        await late.ledger.wait_head(3 * BLOCKS_MAX)
+        assert late.ledger.imported == 1
+        await until(lambda: late.control.statistics().sync.mode == "idle")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "nodes", "reason"),
+    [
+        (Blocks(9, (block(1),), (), ()), None, "sent 1 blocks and 0 receipts for 9 blocks"),
+        (Blocks(9, (block(1),), (), (b"forged",)), None, "not block 1 with its receipts"),
+        (None, Nodes((b"rubbish",)), "not the nodes asked for"),
+        (None, Delivered(), "answered GetNodes with Delivered"),
+    ],
+)
+async def test_a_peer_that_deceives_who_joins_is_dropped(
+    blocks: Blocks | None, nodes: Answer | None, reason: str
+) -> None:
+    whole = tuple(map(block, range(1, 10)))
+
+    async def deceive(node_id: NodeId, frame: bytes) -> bytes:
+        match decode_request(frame):
+            case Hello():
+                return encode(Welcome(9, None))
+            case GetBlocks():
+                return encode(blocks or Blocks(9, whole, (), tuple(map(receipts, range(1, 10)))))
+            case GetNodes():
+                return encode(nodes or Nodes(()))
+        return await polite(node_id, frame)
+
+    async with network() as nursery, stranger(deceive) as peer:
+        a = Member(FakeLedger(), host_address(peer), limits=replace(FAST, fast_blocks_min=1))
+        await nursery.start(a.run)
+        await until(lambda: a.control.statistics().unreachable.get(peer.node_id) == reason)
+        assert a.ledger.head.number == 0
 
 
 async def test_a_peer_that_serves_old_blocks_for_ever_is_dropped() -> None:
