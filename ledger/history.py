@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import rlp
@@ -26,8 +26,6 @@ from ledger.seal import decode_header, unsealed_extra_data, voters
 from ledger.staging import Parcel
 from ledger.transactions import Transaction, decode
 from ledger.view import View
-
-T = TypeVar("T")
 
 BLOOM_BITS = 2048
 BLOOM_FIELD = 6
@@ -171,26 +169,20 @@ class History:
 
     def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
         """Encoded blocks from `start` to the head: at most `count_max`, no more than `bytes_max` after the first."""
-        return list(self._fitting(start, count_max, bytes_max, self._store.sealed_bytes, len))
+        return [block for block, _ in self.parcels(start, count_max, bytes_max, with_receipts=False)]
 
-    def parcels(self, start: int, count_max: int, bytes_max: int) -> list[Parcel]:
-        """The same, each with its receipts."""
-
-        def parcel(number: int) -> Parcel:
-            return self._store.sealed_bytes(number), self._store.receipts_rlp(number)
-
-        return list(self._fitting(start, count_max, bytes_max, parcel, lambda found: len(found[0]) + len(found[1])))
-
-    def _fitting(
-        self, start: int, count_max: int, bytes_max: int, read: Callable[[int], T], size: Callable[[T], int]
-    ) -> Iterator[T]:
+    def parcels(self, start: int, count_max: int, bytes_max: int, with_receipts: bool = True) -> list[Parcel]:
+        """The same, each with its receipts, or with nothing for them."""
+        found: list[Parcel] = []
         left_bytes = bytes_max
         for number in range(max(start, 1), min(start + count_max, self._chain.tip.number + 1)):
-            found = read(number)
-            left_bytes -= size(found)
-            if left_bytes < 0 and number > start:
-                return
-            yield found
+            block = self._store.sealed_bytes(number)
+            receipts = self._store.receipts_rlp(number) if with_receipts else b""
+            left_bytes -= len(block) + len(receipts)
+            if left_bytes < 0 and found:
+                break
+            found.append((block, receipts))
+        return found
 
     def state_nodes(self, keys: Sequence[bytes], bytes_max: int) -> list[bytes]:
         """State nodes by their hashes: the first ones, up to one that is not here or over `bytes_max`."""

@@ -58,11 +58,12 @@ class Hello(Struct, frozen=True, tag=True):
 
 
 class GetBlocks(Struct, frozen=True, tag=True):
-    """Sealed blocks from `start` on. While there are none, the answer may take up to `wait_s`."""
+    """Sealed blocks from `start` on, or with `count` 0 just the head. While there is no block `start`, the answer may
+    take up to `wait_s`."""
 
     genesis_hash: Hash
     start: Annotated[int, Meta(ge=1, le=2**63 - 1)]
-    count: Annotated[int, Meta(ge=1, le=BLOCKS_MAX)]
+    count: Annotated[int, Meta(ge=0, le=BLOCKS_MAX)]
     wait_s: Annotated[float, Meta(ge=0, le=LONG_POLL_S_MAX)]
     with_receipts: bool = False
     """For who does not execute them."""

@@ -16,7 +16,6 @@ from contracts.types import NodeId
 from node.network.addresses import DataAddress, parse_data
 from node.network.messages import (
     BLOCKS_BYTES_MAX,
-    BLOCKS_MAX,
     CONSENSUS_BYTES_MAX,
     CONSENSUS_MAX,
     LONG_POLL_S_MAX,
@@ -122,32 +121,22 @@ class Session:
     async def pull(self) -> None:
         """Take in what the peer has and we lack, for as long as it runs.
 
-        While peers are ahead, `sync` says who fetches what. At the head every session holds a long poll, so a new block
-        arrives by whichever path is fastest.
+        At the head every session holds a long poll for the peer's head, so that a new block is heard of by whichever
+        path is fastest. While peers are ahead, `sync` says who fetches what: no block is sent here twice.
         """
-        ledger = self._ledger
         while True:
-            if self.head_number > ledger.head.number:
+            if self.head_number > self._ledger.head.number:
                 await self._sync.follow(self)
-                continue
-            asked = trio.current_time()
-            if not await self._poll():
-                await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
+            else:
+                await self.wait_for_more(self._ledger.head.number)
 
-    async def _poll(self) -> bool:
-        """Wait for blocks after our head and import them; whether there were any."""
-        ledger = self._ledger
-        start = ledger.head.number + 1
-        answer = await self._ask_blocks(start, BLOCKS_MAX, self._long_poll_s, with_receipts=False)
-        for data in answer.blocks:
-            await ledger.import_sealed(data)
-        expected = start + len(answer.blocks) - 1
-        if ledger.head.number < expected:
-            raise BadPeer(
-                f"sent {len(answer.blocks)} blocks for {start} to {expected}; they end at {ledger.head.number}"
-            )
+    async def wait_for_more(self, number: int) -> None:
+        """Learn the peer's head once it is above `number`, or what it is after a while."""
+        asked = trio.current_time()
+        answer = await self._ask_blocks(number + 1, 0, self._long_poll_s, with_receipts=False)
         await self._state.compare(self.node_id, answer.marks)
-        return bool(answer.blocks)
+        if answer.head_number <= number:
+            await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
 
     async def _ask_blocks(self, start: int, count: int, wait_s: float, *, with_receipts: bool) -> Blocks:
         request = GetBlocks(self._ledger.genesis_hash, start, count, wait_s, with_receipts)
@@ -175,11 +164,6 @@ class Session:
         if not isinstance(answer, Nodes):
             raise BadPeer(f"answered GetNodes with {type(answer).__name__}")
         return answer.nodes
-
-    async def wait_for_more(self, number: int) -> None:
-        asked = trio.current_time()
-        if not (await self._ask_blocks(number + 1, 1, self._long_poll_s, with_receipts=False)).blocks:
-            await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
 
     def _note_head(self, head_number: int) -> None:
         """A peer that stays behind is slow, or keeps blocks from us: what the others have tells."""
@@ -226,30 +210,17 @@ class Session:
         if ledger.head.number < request.start:
             with trio.move_on_after(request.wait_s):
                 await ledger.wait_head(request.start - 1)
-        head_number, marks = ledger.head.number, await self._state.marks()
-        if request.with_receipts:
-            parcels = await trio.to_thread.run_sync(
-                ledger.history.parcels, request.start, request.count, BLOCKS_BYTES_MAX
-            )
-            blocks, receipts = [block for block, _ in parcels], tuple(found for _, found in parcels)
-        else:
-            blocks, receipts = (
-                await trio.to_thread.run_sync(
-                    ledger.history.sealed_blocks, request.start, request.count, BLOCKS_BYTES_MAX
-                ),
-                (),
-            )
-        return Blocks(max(head_number, self._last(request, blocks)), tuple(blocks), marks, receipts)
+        read, extent = ledger.history.parcels, (request.start, request.count, BLOCKS_BYTES_MAX)
+        parcels = await trio.to_thread.run_sync(read, *extent, request.with_receipts)
+        receipts = tuple(found for _, found in parcels) if request.with_receipts else ()
+        # The head is read after the blocks: it may have moved meanwhile, and is never below them.
+        blocks = tuple(block for block, _ in parcels)
+        return Blocks(ledger.head.number, blocks, await self._state.marks(), receipts)
 
     async def answer_nodes(self, request: GetNodes) -> Nodes:
         """Serve the peer's fast sync."""
         read = self._ledger.history.state_nodes
         return Nodes(tuple(await trio.to_thread.run_sync(read, request.keys, NODES_BYTES_MAX)))
-
-    @staticmethod
-    def _last(request: GetBlocks, blocks: list[bytes]) -> int:
-        """The number of the last block served: the head may have moved since it was read."""
-        return request.start + len(blocks) - 1
 
     async def _request(self, request: Request, wait_s: float) -> Answer:
         answer = await self._ask(request, wait_s)

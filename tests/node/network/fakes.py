@@ -109,9 +109,11 @@ class FakeHistory:
             found.append(data)
         return found
 
-    def parcels(self, start: int, count_max: int, bytes_max: int) -> list[tuple[bytes, bytes]]:
+    def parcels(
+        self, start: int, count_max: int, bytes_max: int, with_receipts: bool = True
+    ) -> list[tuple[bytes, bytes]]:
         found = self.sealed_blocks(start, count_max, bytes_max)
-        return [(data, receipts(start + i)) for i, data in enumerate(found)]
+        return [(data, receipts(start + i) if with_receipts else b"") for i, data in enumerate(found)]
 
     def state_nodes(self, keys: Sequence[bytes], bytes_max: int) -> list[bytes]:
         known = {sha256(node).digest(): node for node in nodes(len(self._ledger.blocks))}

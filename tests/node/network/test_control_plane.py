@@ -164,6 +164,22 @@ async def test_many_peers_do_not_make_a_node_fetch_the_chain_many_times() -> Non
         assert late.control.statistics().blocks_received <= 6 * BLOCKS_MAX
 
 
+async def test_a_block_that_all_peers_tell_of_is_fetched_once() -> None:
+    async with network() as nursery:
+        peers = [Member(FakeLedger(blocks=2)) for _ in range(4)]
+        for member in peers:
+            await nursery.start(member.run)
+        a = Member(FakeLedger(blocks=2), *(member.address for member in peers))
+        await nursery.start(a.run)
+        await a.control.wait_peers(4)
+        for number in range(3, 10):
+            for member in peers:
+                member.ledger.grow(1)
+            await a.ledger.wait_head(number - 1)
+            await until(lambda: a.control.statistics().sync.mode == "idle")
+        assert a.control.statistics().blocks_received == 7
+
+
 async def test_members_of_the_ledger_are_dialled_as_they_appear() -> None:
     members: list[ControlAddress] = []
     async with network() as nursery:
@@ -671,6 +687,23 @@ async def test_a_peer_that_consensus_blames_is_dropped() -> None:
         a.consensus.on_offence(b.node_id, "a stranger's vote")
         await until(lambda: b.node_id in a.control.statistics().unreachable)
         assert a.control.statistics().unreachable[b.node_id] == "a stranger's vote"
+
+
+async def test_a_node_that_is_stuck_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for block 2 and is asked for block 4: whoever is asked tells of its own head, not of the question."""
+    monkeypatch.setattr("node.network.session.LAG_S_MAX", 0.0)
+
+    async def hang(data: bytes) -> None:
+        await trio.sleep_forever()
+
+    async with network() as nursery:
+        stuck = Member(FakeLedger(blocks=1))
+        stuck.ledger.import_sealed = hang  # type: ignore[method-assign]
+        await nursery.start(stuck.run)
+        a = Member(FakeLedger(blocks=3), stuck.address)
+        await nursery.start(a.run)
+        await until(lambda: a.control.statistics().lagging)
+        assert [peer.head_number for peer in a.control.statistics().peers] == [1]
 
 
 async def test_a_peer_that_stays_at_an_old_block_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
