@@ -241,7 +241,7 @@ class ControlPlane:
             answer_s_max = wait_s + self._limits.answer_s_max
             return decode_answer(await host.request(node_id, encode(request), ANSWER_BYTES_MAX, answer_s_max))
 
-        return Session(node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits.long_poll_s)
+        return Session(node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits)
 
     def _on_disconnected(self, node_id: NodeId) -> None:
         session = self._sessions.get(node_id)
@@ -291,6 +291,9 @@ class ControlPlane:
         request = decode_request(frame)
         if node_id not in self._sessions:  # its first request may arrive before libp2p tells us of the connection
             self._on_connected(node_id)
+        session = self._sessions.get(node_id)
+        if session is not None and not session.rate.take(trio.current_time()):
+            raise BadPeer(f"more than {self._limits.requests_per_s:.0f} requests a second")
         reason = self._unfit(node_id, request)
         if reason:
             self._requests_refused += 1

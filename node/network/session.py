@@ -13,6 +13,7 @@ import trio
 
 from contracts.errors import BadInput, BadPeer, NotAllowed
 from contracts.types import NodeId
+from ledger.rate import Rate
 from node.network.addresses import DataAddress, parse_data
 from node.network.messages import (
     BLOCKS_BYTES_MAX,
@@ -58,6 +59,9 @@ class SyncLimits:
     answer_s_max: float = 30.0
     redial_s_max: float = 5.0
     """How soon a changed list of members is noticed."""
+    requests_per_s: float = 200.0
+    """Of one peer, on average. An honest one waits for each answer, and asks less often than this over any link."""
+    requests_burst: float = 2_000.0
     fast_blocks_min: int | None = None
     """How far behind a new node takes the chain in without executing it; None: it always executes."""
 
@@ -73,9 +77,9 @@ class Session:
         state: StatePort,
         ask: Ask,
         sync: Sync,
-        long_poll_s: float,
+        limits: SyncLimits,
     ) -> None:
-        assert 0 < long_poll_s <= LONG_POLL_S_MAX
+        assert 0 < limits.long_poll_s <= LONG_POLL_S_MAX
         self.node_id = node_id
         self.head_number = 0
         self.data_address: DataAddress | None = None
@@ -89,13 +93,14 @@ class Session:
         self.blocks_received = 0
         self.transactions_sent = 0
         self.outbox = Outbox()
+        self.rate = Rate(limits.requests_per_s, limits.requests_burst)
         self.scope = trio.CancelScope()
         self._ledger = ledger
         self._consensus = consensus
         self._state = state
         self._ask = ask
         self._sync = sync
-        self._long_poll_s = long_poll_s
+        self._long_poll_s = limits.long_poll_s
 
     async def greet(self, data_endpoint: str | None) -> None:
         """Say hello. NotAllowed with the peer's reason when it turns us away."""

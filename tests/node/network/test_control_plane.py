@@ -417,6 +417,25 @@ async def test_a_request_that_is_none_drops_its_sender(frame: bytes, reason: str
         await b.control.wait_peers()
 
 
+async def test_a_peer_that_floods_is_dropped_and_kept_out() -> None:
+    async with network() as nursery, stranger(polite) as flooder:
+        a = Member(FakeLedger(), limits=replace(FAST, requests_per_s=1.0, requests_burst=20.0))
+        await nursery.start(a.run)
+        await flooder.dial(a.address)
+
+        async def flood() -> None:
+            for _ in range(100):
+                await flooder.request(a.node_id, encode(SubmitTransactions(GENESIS, (b"tx 1",))), ANSWER_BYTES_MAX, 5)
+
+        with pytest.raises(Busy):
+            await flood()
+        assert 0 < a.control.statistics().transactions_received <= 20
+        reason = "more than 1 requests a second"
+        await until(lambda: a.control.statistics().unreachable.get(flooder.node_id) == reason)
+        await flooder.dial(a.address)
+        await until(lambda: not flooder.is_connected(a.node_id))
+
+
 async def test_an_answer_that_is_too_large_drops_its_sender() -> None:
     async def bloat(node_id: NodeId, frame: bytes) -> bytes:
         if isinstance(decode_request(frame), Hello):
