@@ -429,7 +429,7 @@ async def test_a_peer_that_floods_is_dropped_and_kept_out() -> None:
 
         with pytest.raises(Busy):
             await flood()
-        assert 0 < a.control.statistics().transactions_received <= 20
+        assert 0 < a.control.statistics().transactions_received < 50, "a burst of 20, and one for each second it took"
         reason = "more than 1 requests a second"
         await until(lambda: a.control.statistics().unreachable.get(flooder.node_id) == reason)
         await flooder.dial(a.address)
