@@ -30,12 +30,14 @@ from node.network.addresses import (
     DataAddress,
     control_address,
     data_address,
+    is_loopback,
     parse_control,
     parse_endpoints,
 )
 from node.network.control import ControlPlane
 from node.network.fetcher import Fetcher
 from node.network.identity import NodeIdentity
+from node.network.mdns import Mdns
 from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.replay import Replay
@@ -218,6 +220,7 @@ async def _join_peers(
             except BadInput as error:
                 log.debug("member %s has an endpoint that is none: %s", member.node_id, error)
 
+    neighbours: list[Mdns] = []
     control = ControlPlane(
         identity,
         ledger,
@@ -226,12 +229,16 @@ async def _join_peers(
         listen_host=config.network.listen,
         listen_port=config.network.control_port,
         bootstrap=[parse_control(text) for text in config.network.bootstrap],
-        members=member_addresses,
+        members=lambda: [*member_addresses(), *(a for mdns in neighbours for a in mdns.addresses())],
         data_endpoint=data_endpoint,
         limits=SyncLimits(fast_blocks_min=config.ledger.fast_blocks if config.ledger.sync == "fast" else None),
     )
     port: int = await nursery.start(control.run)
-    return control, control_address(identity.node_id, host, port)
+    address = control_address(identity.node_id, host, port)
+    if config.network.mdns and not is_loopback(config.network.listen):
+        neighbours.append(Mdns(ledger.genesis_hash, address, config.network.listen))
+        nursery.start_soon(neighbours[0].run)
+    return control, address
 
 
 def _advertised_host(config: Config) -> str:

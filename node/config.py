@@ -60,6 +60,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_port: int = 9946
     bootstrap: tuple[str, ...] = ()
     """Peers to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID."""
+    mdns: bool = True
+    """Find the network's nodes on this LAN, and be found; not while `listen` is loopback."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,6 +133,8 @@ control_port = {control_port}
 data_port = {data_port}
 # Peers to begin with, as `aigen status` prints them: "/ip4/192.0.2.7/tcp/9945/p2p/12D3KooW..."
 bootstrap = {bootstrap}
+# Find this network's nodes on the LAN and be found by them; not while `listen` is a loopback address.
+mdns = true
 
 [ledger]
 # How a new node takes in a chain of `fast_blocks` and more. fast: every block with its receipts, checked against what
@@ -270,6 +274,10 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError as error:
             raise BadInput(f"{variable} is {text!r}: a number is expected") from error
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise BadInput(f"{variable} is {text!r}: true or false is expected")
+        return text == "true"
     if kind == tuple[str, ...]:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
