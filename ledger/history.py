@@ -1,9 +1,9 @@
 """Final blocks read back whole: header, transactions, receipts and logs; and the state after each.
 
-Everything here was written with its block and never changes, so it may be read from any thread; only `view_ahead` looks
-at the head and the clock. Logs come from the
-stored receipts, as the contracts wrote them; the bloom filter of a header tells which blocks need no look (Ethereum's
-yellow paper, section 4.3.1). Genesis has no transactions and so no logs. Knows no RPC.
+Everything here was written with its block and never changes, so it may be read from any thread; only `view_ahead` and
+`authorities_of` look at the head. Logs come from the stored receipts, as the contracts wrote them; the bloom filter of
+a header tells which blocks need no look (Ethereum's yellow paper, section 4.3.1). Genesis has no transactions and so
+no logs. Knows no RPC.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from eth_hash.auto import keccak
 
 from contracts.errors import NotFound
 from contracts.types import Address, TransactionHash
+from ledger.accounts import authorities_before
 from ledger.block import child_header
 from ledger.chain import NOBODY, Chain
 from ledger.receipts import RLP_LIST, Log, TransactionReceipt, decode_receipts
@@ -121,6 +122,25 @@ class History:
         head, epoch = self._chain.tip.header, self._chain.tip.epoch
         child = child_header(head, self._next_timestamp(), NOBODY, unsealed_extra_data(epoch, 0))
         return View(self._store, self._chain.chain_id, bytes(head.state_root), child)
+
+    def authorities_of(self, epoch: bytes) -> frozenset[Address] | None:
+        """Who the authorities of an epoch were: nobody when no epoch began with the block it names, None when this
+        chain has no such block. On trio's thread only.
+
+        It goes back from the head, from one change of the authorities to the one before.
+        """
+        begin, tip = self._store.number_of(epoch), self._chain.tip
+        if begin is None or begin > tip.number:  # a block is in the store a moment before it is the head
+            return None
+        authorities, at = tip.accounts.authorities, tip.epoch
+        while at != epoch:
+            number = self._store.number_of(at)
+            assert number is not None, "an epoch is named by a block of the chain"
+            if number <= begin:
+                return frozenset()
+            authorities = authorities_before(authorities, self._store.record(number).events())
+            at = self._store.sealed(number).certificate.epoch
+        return authorities
 
     def header(self, number: int) -> Any:
         """The Cancun header of a final block."""

@@ -373,8 +373,9 @@ class Ledger:
     async def keep_evidence(self, liar: Address, evidence: Evidence) -> None:
         """Keep the first proof of each liar."""
         async with self._writing():
-            await in_thread(self._chain.store.write_evidence, liar, evidence)
-            self.evidence.setdefault(liar, evidence)
+            if liar not in self.evidence:
+                await in_thread(self._chain.store.write_evidence, liar, evidence)
+                self.evidence[liar] = evidence
 
     async def finalise(self, executed: Executed, certificate: seal.Certificate) -> None:
         """Write a block that became final; one that was imported meanwhile changes nothing."""

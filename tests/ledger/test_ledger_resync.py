@@ -173,5 +173,5 @@ def test_when_an_authority_may_vote_again(
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"number": "3"}', b'{"number": 3'])
 async def test_note_that_cannot_be_read_keeps_the_authority_from_sealing(path: Path, data: bytes) -> None:
     resync.note_path(path).write_bytes(data)
-    with open_ledger(path) as ledger, pytest.raises(Corrupt, match="votes-lost"):
+    with open_ledger(path) as ledger, pytest.RaisesGroup(pytest.RaisesExc(Corrupt, match="votes-lost")):
         await Consensus(ledger, AUTHORITY).run()
