@@ -14,6 +14,7 @@ import trio
 from contracts.limits import AUTHORITIES_MAX
 from contracts.types import Address
 from ledger.exchange import Envelope
+from ledger.rate import Rate
 from ledger.votes import Evidence
 
 INBOX_MAX = 512
@@ -81,8 +82,7 @@ class Peer:
     """Against whom it has evidence: from us, or it told us."""
     _evidence_left: int = EVIDENCE_MAX
     _inbox: deque[Envelope] = field(default_factory=deque)
-    _credit: float = INBOX_MAX
-    _credited_at: float = float("-inf")
+    _rate: Rate = field(default_factory=lambda: Rate(PEER_RATE, INBOX_MAX))
 
     def put(self, envelope: Envelope) -> None:
         """Keep a message that it sent, while it keeps to its rate. Evidence, which is sent once only, has a place of
@@ -94,14 +94,10 @@ class Peer:
             else:
                 self.dropped += 1
             return
-        now = trio.current_time()
-        self._credit = min(INBOX_MAX, self._credit + (now - self._credited_at) * PEER_RATE)
-        self._credited_at = now
-        if self._credit < 1 or len(self._inbox) >= INBOX_MAX:
+        if len(self._inbox) < INBOX_MAX and self._rate.take(trio.current_time()):
+            self._inbox.append(envelope)
+        else:
             self.dropped += 1
-            return
-        self._credit -= 1
-        self._inbox.append(envelope)
 
     def next(self) -> Envelope | None:
         return self._inbox.popleft() if self._inbox else None
