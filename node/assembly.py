@@ -34,11 +34,11 @@ from node.network.addresses import (
     parse_endpoints,
 )
 from node.network.control import ControlPlane
-from node.network.fetcher import Fetcher
+from node.network.fetching.fetcher import Fetcher
 from node.network.identity import NodeIdentity
 from node.network.server import DataServer
 from node.replay import Replay
-from node.replication import Replication
+from node.replication import Replication, peer_sources
 from node.rpc.server import RpcServer
 from node.service import Service, Steps
 from node.storage.store import ShardStore
@@ -122,7 +122,7 @@ async def assemble(
         ledger.config.shards.redundancy,
         replay,
         store,
-        Fetcher(store, identity),
+        Fetcher(store, identity, locate=lambda node_id: peer_sources(replay.state.members, node_id)),
         wallet,
     )
     engine = Engine(EngineSettings(config.inference.cache_size, config.inference.threads))
