@@ -25,6 +25,9 @@ CONFIG_BYTES_MAX = 1 << 20
 
 GB = 1_000_000_000
 
+RATE_MIN = 100_000
+"""Bytes a second: with less, a piece would take longer than its receiver waits."""
+
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role = "worker"
@@ -57,6 +60,16 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_port: int = 9946
     bootstrap: tuple[str, ...] = ()
     """Peers to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID."""
+    upload_rate: int = 0
+    """Bytes of shards a second that are served, shared fairly among peers; 0: no limit."""
+    download_rate: int = 0
+    """Bytes of shards a second that are fetched; 0: no limit."""
+    upload_connections: int = 64
+    """Connections that are served shards at once."""
+    connections_per_peer: int = 8
+    """Of these, connections of one node."""
+    download_connections: int = 8
+    """Connections that one shard is fetched over at once."""
 
 
 class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,6 +133,13 @@ control_port = {control_port}
 data_port = {data_port}
 # Peers to begin with, as `aigen status` prints them: "/ip4/192.0.2.7/tcp/9945/p2p/12D3KooW..."
 bootstrap = {bootstrap}
+# Bytes of shards a second, served (shared fairly among peers) and fetched. 0: no limit.
+upload_rate = 0
+download_rate = 0
+# Connections: that shards are served on at once, of these of one node, and that one shard is fetched over.
+upload_connections = 64
+connections_per_peer = 8
+download_connections = 8
 
 [storage]
 # Bytes of shards kept at most.
@@ -269,7 +289,16 @@ def _check(path: Path, config: Config) -> None:
     taken = [port for port in ports.values() if port]
     if len(set(taken)) < len(taken):
         raise BadInput(f"{path}: {', '.join(f'{name} = {port}' for name, port in ports.items())}: give each its own")
+    for name, rate in {
+        "network.upload_rate": config.network.upload_rate,
+        "network.download_rate": config.network.download_rate,
+    }.items():
+        if rate != 0 and rate < RATE_MIN:
+            raise BadInput(f"{path}: {name} is {rate}, it must be {RATE_MIN} bytes a second or more, or 0 for no limit")
     positive = {
+        "network.upload_connections": config.network.upload_connections,
+        "network.connections_per_peer": config.network.connections_per_peer,
+        "network.download_connections": config.network.download_connections,
         "rpc.body_bytes": config.rpc.body_bytes,
         "rpc.batch_size": config.rpc.batch_size,
         "rpc.concurrent_requests": config.rpc.concurrent_requests,

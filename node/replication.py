@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import operator
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -23,7 +23,7 @@ from ledger.wallet import Wallet
 from node.members import REPLICATING_ROLES, Members
 from node.network.addresses import parse_endpoints
 from node.network.fetching.fetcher import Fetcher
-from node.network.fetching.meter import Meter
+from node.network.fetching.progress import FetchProgress
 from node.network.sources import PeerSource, Source, web_source
 from node.placement import keepers
 from node.registry import Model, Registry
@@ -54,33 +54,6 @@ class ScrubResult:
     shard_index: int
     pieces_checked: int
     bad_pieces: tuple[int, ...]
-
-
-@dataclass
-class FetchProgress:
-    """Bytes of a model's shards that this node holds, as they come in; `bytes_done` never goes back."""
-
-    bytes_done: int = 0
-    bytes_total: int = 0
-    _here: dict[int, int] = field(default_factory=dict)
-    """By shard."""
-    _meter: Meter = field(default_factory=Meter)
-
-    def begin(self, sizes: Mapping[int, int]) -> None:
-        """So many bytes by shard are wanted."""
-        self.bytes_total = sum(sizes.values())
-
-    def report(self, index: int, bytes_here: int) -> None:
-        """So much of a shard is here now. What lay here when it was first looked at did not come in."""
-        came = bytes_here - self._here.get(index, bytes_here)
-        if came > 0:
-            self._meter.add(came, trio.current_time())
-        self._here[index] = bytes_here
-        self.bytes_done = max(self.bytes_done, sum(self._here.values()))
-
-    def rate(self) -> float:
-        """Bytes a second over the last seconds."""
-        return self._meter.rate(trio.current_time())
 
 
 @dataclass(frozen=True)
@@ -232,7 +205,7 @@ class Replication:
     async def hold(self, model: Model, indices: list[int], progress: FetchProgress) -> None:
         """Make sure that these shards are here; each is fetched once however many ask for it. One that cannot be had
         does not keep the others from coming; then the first failure is raised."""
-        progress.begin({index: model.size_of_shard(index) for index in indices})
+        progress.bytes_total = sum(map(model.size_of_shard, indices))
         missing = []
         for index in indices:
             if self.store.held(model.shard_hashes[index]):

@@ -30,7 +30,7 @@ from node.inference.spec import (
     Usage,
 )
 from node.loading import Loading
-from node.network.fetching.fetcher import FetcherStatistics
+from node.network.fetching.statistics import FetcherStatistics
 from node.network.sources import Source
 from node.registry import Model
 from node.replication import Replication
@@ -132,7 +132,7 @@ class FakeFetcher:
         self.fetched.append(shard.sha256)
 
     def statistics(self) -> FetcherStatistics:
-        return FetcherStatistics({}, len(self.fetched), 0, self.pieces, 0, 0.0, 0, ())
+        return FetcherStatistics(shards_fetched=len(self.fetched), pieces_fetched=self.pieces)
 
 
 @dataclass

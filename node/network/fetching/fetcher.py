@@ -8,7 +8,6 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Protocol
 
@@ -17,9 +16,10 @@ import trio
 from contracts.errors import BadPeer, Busy, Conflict, Corrupt, NotFound
 from contracts.types import ManifestHash, NodeId, ShardHash
 from node.network.fetching import connections
-from node.network.fetching.flight import Flight, FlightStatistics, Means
+from node.network.fetching.flight import Flight, Means
 from node.network.fetching.meter import Meter
-from node.network.fetching.records import Records, SourceInfo
+from node.network.fetching.records import Records
+from node.network.fetching.statistics import FetcherStatistics
 from node.network.identity import NodeIdentity
 from node.network.pace import Pace
 from node.network.sources import PeerSource, Source
@@ -44,21 +44,6 @@ class FetchStorePort(Protocol):
     def put_manifest(self, data: bytes, expected_hash: ManifestHash) -> Manifest: ...
 
     def open_partial(self, shard_hash: ShardHash, size_bytes: int, piece_hashes: bytes) -> PartialShard: ...
-
-
-@dataclass(frozen=True, slots=True)
-class FetcherStatistics:
-    """The fetcher at one moment; totals since it was made. `rate` in bytes a second."""
-
-    flights: dict[ShardHash, FlightStatistics]
-    """The shards under way."""
-    shards_fetched: int
-    manifests_fetched: int
-    pieces_fetched: int
-    bytes_fetched: int
-    rate: float
-    source_failures: int
-    sources: tuple[SourceInfo, ...]
 
 
 class Fetcher:
@@ -92,12 +77,12 @@ class Fetcher:
     def statistics(self) -> FetcherStatistics:
         now = trio.current_time()
         return FetcherStatistics(
-            flights={shard_hash: flight.statistics() for shard_hash, flight in self._flights.items()},
+            flights=tuple(flight.statistics() for flight in self._flights.values()),
             shards_fetched=self._shards_fetched,
             manifests_fetched=self._manifests_fetched,
             pieces_fetched=self._pieces_fetched,
             bytes_fetched=self._bytes_fetched,
-            rate=self._meter.rate(now),
+            rate=round(self._meter.rate(now)),
             source_failures=self._records.failures,
             sources=self._records.infos(now),
         )

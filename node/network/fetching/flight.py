@@ -19,6 +19,7 @@ from node.network.fetching.connections import Connection, Lacks, connect
 from node.network.fetching.meter import Meter
 from node.network.fetching.queue import Lane, PieceQueue
 from node.network.fetching.records import Records
+from node.network.fetching.statistics import FlightInfo, time_left_s
 from node.network.identity import NodeIdentity
 from node.network.pace import Pace, Share
 from node.network.sources import PeerSource, Source
@@ -72,16 +73,6 @@ class _Candidate:
     """Its last connection brought nothing; it is tried again in a while if others keep the flight going."""
 
 
-@dataclass(frozen=True)
-class FlightStatistics:
-    """A shard under way. `bytes_here` are proved and on the disk; `rate` in bytes a second."""
-
-    bytes_here: int
-    bytes_total: int
-    rate: float
-    lanes: int
-
-
 @dataclass(eq=False)
 class Flight:
     shard: ManifestShard
@@ -103,9 +94,10 @@ class Flight:
         self._changed = trio.Event()
         self._failure: Refused | None = None
 
-    def statistics(self) -> FlightStatistics:
+    def statistics(self) -> FlightInfo:
         rate = self._meter.rate(trio.current_time())
-        return FlightStatistics(self._bytes_here, self.shard.size, rate, self._lanes)
+        left = time_left_s(self.shard.size - self._bytes_here, rate)
+        return FlightInfo(self.shard.sha256, self._bytes_here, self.shard.size, round(rate), left, self._lanes)
 
     def add(self, sources: Iterable[Source]) -> None:
         """Sources to ask; one that is dropped, or this node itself, is not."""

@@ -7,31 +7,16 @@ away is asked after those that were not.
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from contracts.errors import BadPeer, Busy
 from node.network.fetching.meter import Meter
+from node.network.fetching.statistics import SourceInfo, SourceState
 from node.network.sources import Source
 
 DROPPED_S: Final = 3600.0
 """How long a source that served something wrong is not asked again."""
 SOURCES_REMEMBERED_MAX: Final = 4096
-
-SourceState = Literal["active", "idle", "failed", "dropped"]
-"""`failed`: at the last attempt; it is asked again. `dropped`: not for an hour."""
-
-
-@dataclass(frozen=True, slots=True)
-class SourceInfo:
-    """What this node has seen of a source. `rate` in bytes a second; `trouble` is the last there was, in one line."""
-
-    source: str
-    state: SourceState
-    pieces: int
-    bytes_fetched: int
-    rate: float
-    failures: int
-    trouble: str
 
 
 @dataclass
@@ -103,7 +88,7 @@ class Records:
                 _state(record, now),
                 record.pieces,
                 record.bytes_fetched,
-                record.meter.rate(now) if record.lanes else 0.0,
+                round(record.meter.rate(now)) if record.lanes else 0,
                 record.failures,
                 record.trouble,
             )
