@@ -199,6 +199,8 @@ async def _serve_pieces(
         listen_host=config.network.listen,
         listen_port=config.network.data_port,
         on_damage=lambda shard_hash, index: token.run_sync_soon(replication.note_damage, shard_hash),
+        on_asked=lambda shard_hash, node_id: token.run_sync_soon(replication.fetcher.hear_of, shard_hash, node_id),
+        coming=replication.fetcher.coming,
         limits=DataLimits(
             connections_max=config.network.upload_connections,
             connections_per_peer_max=config.network.connections_per_peer,

@@ -71,15 +71,20 @@ class DataServer:
         listen_host: str,
         listen_port: int,
         on_damage: Callable[[ShardHash, int], None] | None = None,
+        on_asked: Callable[[ShardHash, NodeId], None] = lambda shard_hash, node_id: None,
+        coming: Callable[[ShardHash], bytes] = lambda shard_hash: b"",
         limits: DataLimits | None = None,
         pace: Pace | None = None,
     ) -> None:
-        """`is_member` and `on_damage` (a piece of a held shard is not what it should be; it was not served) are called
-        in worker threads."""
+        """Called in worker threads: `is_member`; `on_damage` (a piece of a held shard is not what it should be; it was
+        not served); `on_asked` (a node wants to know what is here of a shard: it fetches it); `coming` (what this node
+        has asked others for, as bits)."""
         self._identity = identity
         self._shelf = Shelf(store)
         self._is_member = is_member
         self._on_damage = on_damage
+        self._on_asked = on_asked
+        self._coming = coming
         self._listen = (listen_host, listen_port)
         self._limits = limits or DataLimits()
         self._pace = pace or Pace(0)
@@ -252,10 +257,11 @@ class DataServer:
     def _send_have(self, channel: Channel, node_id: NodeId, shard_hash: ShardHash) -> None:
         """What is here of a shard, and who else asked for it lately: so those who fetch it find each other."""
         bits = self._shelf.have(shard_hash)
+        self._on_asked(shard_hash, node_id)
         with self._lock:
             others = self._askers.others(shard_hash, node_id, time.monotonic())
         channel.within(self._limits.piece_s)
-        channel.send_part(msgspec.msgpack.encode(Have(bits, others)))
+        channel.send_part(msgspec.msgpack.encode(Have(bits, self._coming(shard_hash) if bits else b"", others)))
 
     def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
         for index in range(first, first + count):

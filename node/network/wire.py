@@ -96,6 +96,8 @@ class Have(Struct, frozen=True):
 
     bits: bytes
     """Bit i % 8 of byte i // 8 is piece i; empty: all of them."""
+    coming: bytes
+    """The same of pieces it has asked others for; empty: none."""
     others: Annotated[tuple[Annotated[str, Meta(max_length=NODE_ID_CHARS_MAX)], ...], Meta(max_length=OTHERS_MAX)]
     """Some nodes that asked for this shard lately: they have, or will have, pieces of it too."""
 
@@ -114,7 +116,7 @@ def decode_have(data: bytes) -> Have:
 
 def have_bytes_max(piece_count: int) -> int:
     """The longest encoding of a `Have` about a shard of so many pieces."""
-    return piece_count // 8 + OTHERS_MAX * (NODE_ID_CHARS_MAX + 8) + 64
+    return 2 * (piece_count // 8) + OTHERS_MAX * (NODE_ID_CHARS_MAX + 8) + 64
 
 
 def proof_bytes(server: NodeId, client: NodeId, nonce: bytes) -> bytes:

@@ -28,9 +28,10 @@ class Lacks(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a source has of a shard: bit i is piece i. `others` may have pieces of it too."""
+    """What a source has of a shard and what it has asked others for: bit i is piece i. `others` may have pieces too."""
 
     have: int
+    coming: int = 0
     others: tuple[NodeId, ...] = ()
 
 
@@ -111,9 +112,10 @@ class _Peer:
         shard = self._shard
         have = await self._connection.run(lambda: self._connection.have(shard.sha256, shard.piece_count))
         bits = int.from_bytes(have.bits, "little") if have.bits else (1 << shard.piece_count) - 1
-        if bits >> shard.piece_count:
+        coming = int.from_bytes(have.coming, "little")
+        if (bits | coming) >> shard.piece_count:
             raise BadPeer(f"claims pieces beyond the {shard.piece_count:,} of the shard")
-        return Holding(bits, tuple(map(NodeId, have.others)))
+        return Holding(bits, coming, tuple(map(NodeId, have.others)))
 
     async def fetch(self, pieces: range, receiver: Receiver) -> None:
         shard = self._shard

@@ -168,6 +168,16 @@ class Fetcher:
             del self._flights[shard.sha256]
             opened.close()
 
+    def hear_of(self, shard_hash: ShardHash, node_id: NodeId) -> None:
+        """Another node fetches this shard: what it has may be of use here."""
+        if flight := self._flights.get(shard_hash):
+            flight.hear_of([node_id])
+
+    def coming(self, shard_hash: ShardHash) -> bytes:
+        """The pieces of a shard that sources were asked for, as bits. May be called in any thread."""
+        flight = self._flights.get(shard_hash)
+        return flight.coming if flight else b""
+
     def _tell(self, shard_hash: ShardHash, bytes_here: int) -> None:
         for listener in self._listeners.get(shard_hash, ()):
             listener(bytes_here)

@@ -15,9 +15,9 @@ import trio
 
 from contracts.errors import BadPeer, Busy, Refused
 from contracts.types import NodeId
-from node.network.fetching.connections import Connection, Lacks, connect
+from node.network.fetching.connections import Connection, Holding, Lacks, connect
 from node.network.fetching.meter import Meter
-from node.network.fetching.queue import Lane, PieceQueue
+from node.network.fetching.queue import Lane, PieceQueue, Run
 from node.network.fetching.records import Records
 from node.network.fetching.statistics import FlightInfo, time_left_s
 from node.network.identity import NodeIdentity
@@ -38,7 +38,9 @@ REFUSALS_MAX: Final = 8
 RETRY_S_MIN: Final = 0.5
 RETRY_S_MAX: Final = 30.0
 POLL_S: Final = 0.5
-"""How often a source that has nothing new for us is asked again what it has."""
+"""How often a source that has only a part of the shard is asked what it has by now."""
+HEAR_S: Final = 2.0
+"""How often one that has all of it is asked who else fetches it."""
 WATCH_S: Final = 0.25
 """How often a lane without work looks whether another has gone silent."""
 STARVED_S: Final = 10.0
@@ -93,6 +95,8 @@ class Flight:
         self._lanes = 0
         self._changed = trio.Event()
         self._failure: Refused | None = None
+        self.coming = b""
+        """The pieces that sources were asked for, as bits; read by other threads."""
 
     def statistics(self) -> FlightInfo:
         rate = self._meter.rate(trio.current_time())
@@ -107,8 +111,15 @@ class Flight:
                 continue
             if trouble := self.means.records.dropped(source, now):
                 self._add_reason(f"{source} is not asked for now: {trouble}")
-            elif len(self._candidates) < SOURCES_KNOWN_MAX:
-                self._candidates.setdefault(source, _Candidate())
+            elif source not in self._candidates and len(self._candidates) < SOURCES_KNOWN_MAX:
+                self._candidates[source] = _Candidate()
+                self._wake()
+
+    def hear_of(self, others: Iterable[NodeId]) -> None:
+        """Other nodes fetch this shard: what they have may be of use here, and the other way round."""
+        found = [source for node_id in others for source in self.means.locate(node_id)]
+        self._queue.is_shared |= bool(found)
+        self.add(found)
 
     async def run(self) -> None:
         """Return once every piece is here. Raises Busy when nobody gives more, and what our own disk raised."""
@@ -211,43 +222,55 @@ class Flight:
 
     async def _use(self, connection: Connection, source: Source, brought: "_Brought") -> None:
         """Take run after run, until the shard is whole or this source has had nothing to give for a while."""
-        holding = await connection.holding()
-        self._hear_of(holding.others)
-        lane = self._queue.join(holding.have)
+        holding = await self._ask(connection)
+        lane = self._queue.join(holding.have, holding.coming)
         self._sources[lane] = source
         receiver = _Receiver(self, source, lane, brought)
-        working, refusal = trio.current_time(), None
+        working = asked = trio.current_time()
+        refusal: Lacks | None = None
         try:
             while self._queue.missing:
                 if refusal and (lane.refused.bit_count() >= REFUSALS_MAX or not self._queue.can_use(lane)):
                     raise refusal
                 now = trio.current_time()
-                run = self._queue.take(lane, now, brought.rate())
-                if run is not None:
-                    if run.silent is not None:
-                        self._note_silent(self._sources[run.silent], run.pieces.start, now - run.silent.heard)
+                if now - asked >= (HEAR_S if lane.have == self._queue.everything else POLL_S):
+                    holding = await self._ask(connection)
+                    self._queue.update(lane, holding.have, holding.coming)
+                    asked = trio.current_time()
+                if run := self._queue.take(lane, now, brought.rate()):
                     try:
-                        await connection.fetch(run.pieces, receiver)
+                        await self._bring(connection, run, receiver)
                     except Lacks as error:
                         log.info("the source %s does not give %s", source, error)
                         self._queue.refuse(lane, error.piece)
                         refusal = error
+                    self._queue.finish(lane)
                     working = trio.current_time()
                     brought.seconds += working - now
-                    self._queue.finish(lane)
                 elif now - working > STARVED_S:
                     self._add_reason(f"{source} has none of the missing pieces")
                     return
-                elif lane.have == self._queue.everything:
-                    await self._wait(now + WATCH_S)
                 else:
-                    await self._wait(now + POLL_S)
-                    holding = await connection.holding()
-                    self._hear_of(holding.others)
-                    self._queue.update(lane, holding.have)
+                    await self._wait(now + WATCH_S)
         finally:
             self._queue.leave(lane)
             del self._sources[lane]
+
+    async def _ask(self, connection: Connection) -> Holding:
+        """What the source has by now; who else may have some is heard of."""
+        holding = await connection.holding()
+        self.hear_of(holding.others)
+        return holding
+
+    async def _bring(self, connection: Connection, run: Run, receiver: "_Receiver") -> None:
+        if run.silent is not None:
+            seconds = trio.current_time() - run.silent.heard
+            self._note_silent(self._sources[run.silent], run.pieces.start, seconds)
+        self._note_coming()
+        await connection.fetch(run.pieces, receiver)
+
+    def _note_coming(self) -> None:
+        self.coming = self._queue.asked().to_bytes(self.shard.piece_count // 8 + 1, "little")
 
     def _note_silent(self, source: Source, index: int, seconds: float) -> None:
         trouble = f"slow: piece {index} of shard {self.shard.sha256.hex()} has not come, nothing for {seconds:.1f} s"
@@ -269,9 +292,6 @@ class Flight:
             self.on_bytes(self._bytes_here)
             if not self._queue.missing:
                 self._wake()
-
-    def _hear_of(self, others: Iterable[NodeId]) -> None:
-        self.add([source for node_id in others for source in self.means.locate(node_id)])
 
     # Waiting
 

@@ -23,6 +23,8 @@ WINDOW_PIECES: Final = 1024
 RUN_PIECES_MAX: Final = 64
 RUN_S: Final = 1.0
 """A run is what its source brings in about this time."""
+RUN_IN_SWARM_S: Final = 0.25
+"""The same while some sources have only a part: what is rarest changes soon, and others may take the same."""
 SILENT_S: Final = 2.0
 """A lane that has brought nothing for this long may be taken over from."""
 LANES_PER_PIECE_MAX: Final = 2
@@ -36,12 +38,16 @@ class Lane:
 
     have: int
     """The pieces its source has."""
+    coming: int = 0
+    """The pieces its source will have soon: others need not ask the few that have them now."""
     refused: int = 0
     """The pieces it said it had and did not give."""
     asked: int = 0
     """The pieces asked of it that have not come yet."""
     heard: float = 0.0
     """When it was asked or last brought something."""
+    length_max: int = 1
+    """Pieces of its next run at most: twice its last one's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class PieceQueue:
     missing: int
     rng: random.Random
     lanes: list[Lane] = field(default_factory=list)
+    is_shared: bool = False
+    """Other nodes fetch this shard too."""
 
     @classmethod
     def of(cls, piece_count: int, missing: Iterable[int], rng: random.Random) -> "PieceQueue":
@@ -72,15 +80,17 @@ class PieceQueue:
     def everything(self) -> int:
         return (1 << self.piece_count) - 1
 
-    def join(self, have: int) -> Lane:
+    def join(self, have: int, coming: int = 0) -> Lane:
         """A new connection, whose source has these pieces; what lies beyond the shard is not believed."""
-        lane = Lane(have & self.everything)
+        lane = Lane(0)
+        self.update(lane, have, coming)
         self.lanes.append(lane)
         return lane
 
-    def update(self, lane: Lane, have: int) -> None:
+    def update(self, lane: Lane, have: int, coming: int = 0) -> None:
         """The source has these pieces by now."""
         lane.have = have & self.everything & ~lane.refused
+        lane.coming = coming & self.everything
 
     def refuse(self, lane: Lane, index: int) -> None:
         """Its source did not give a piece it was asked for."""
@@ -112,9 +122,10 @@ class PieceQueue:
         assert not lane.asked, "a lane takes one run at a time"
         useful = self._window() & lane.have
         run: Run | None
-        if free := useful & ~self._asked():
+        if free := useful & ~self.asked():
             first = self._choose(free)
-            run = Run(range(first, first + self._length(free, first, bytes_per_s)))
+            run = Run(range(first, first + min(lane.length_max, self._length(free, first, bytes_per_s))))
+            lane.length_max = 2 * len(run.pieces)
         else:
             run = self._take_over(useful, now)
         if run is not None:
@@ -131,7 +142,8 @@ class PieceQueue:
         lowest = self.missing & -self.missing
         return self.missing & ((lowest << WINDOW_PIECES) - lowest)
 
-    def _asked(self) -> int:
+    def asked(self) -> int:
+        """The pieces that lanes were asked for."""
         found = 0
         for lane in self.lanes:
             found |= lane.asked
@@ -140,29 +152,33 @@ class PieceQueue:
     def _choose(self, free: int) -> int:
         """The first piece of a run: a rarest one."""
         rarest = self._rarest(free)
-        if all(lane.have == self.everything for lane in self.lanes):
+        if not self._in_swarm():
             return _lowest(rarest)
         first = _lowest(free)
         beyond = first + self.rng.randrange(free.bit_length() - first)
         return _lowest(rarest >> beyond << beyond or rarest)
 
     def _rarest(self, pieces: int) -> int:
-        """Those of `pieces` that the fewest lanes have."""
+        """Those of `pieces` that the fewest lanes have or will have soon."""
         at_least = [pieces] + [0] * COUNTED_COPIES_MAX
         for lane in self.lanes:
             for count in range(COUNTED_COPIES_MAX, 0, -1):
-                at_least[count] |= at_least[count - 1] & lane.have
+                at_least[count] |= at_least[count - 1] & (lane.have | lane.coming)
         for count in range(COUNTED_COPIES_MAX):
             if exactly := at_least[count] & ~at_least[count + 1]:
                 return exactly
         return pieces
 
+    def _in_swarm(self) -> bool:
+        return self.is_shared or any(lane.have != self.everything for lane in self.lanes)
+
     def _length(self, free: int, first: int, bytes_per_s: float) -> int:
-        """How many pieces from `first` on: a second's worth, without a gap, and less towards the end."""
+        """How many pieces from `first` on: a while's worth, without a gap, and less towards the end."""
         gap = ~(free >> first)
         neighbours = _lowest(gap)
         share = self.missing.bit_count() // (2 * len(self.lanes))
-        return max(1, min(neighbours, share, RUN_PIECES_MAX, int(bytes_per_s * RUN_S / PIECE_SIZE)))
+        seconds = RUN_IN_SWARM_S if self._in_swarm() else RUN_S
+        return max(1, min(neighbours, share, RUN_PIECES_MAX, int(bytes_per_s * seconds / PIECE_SIZE)))
 
     def _take_over(self, useful: int, now: float) -> Run | None:
         """One piece of the lane that has been silent the longest, if that is long."""
