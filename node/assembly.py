@@ -35,13 +35,15 @@ from node.network.addresses import (
     parse_endpoints,
 )
 from node.network.control import ControlPlane
-from node.network.fetcher import Fetcher
+from node.network.fetching.fetcher import Fetcher
 from node.network.identity import NodeIdentity
 from node.network.mdns import Mdns
+from node.network.pace import Pace
 from node.network.server import DataServer
 from node.network.session import SyncLimits
+from node.network.wire import DataLimits
 from node.replay import Replay
-from node.replication import Replication
+from node.replication import Replication, peer_sources
 from node.rpc.server import RpcServer
 from node.service import Service, Steps
 from node.storage.store import ShardStore
@@ -125,7 +127,13 @@ async def assemble(
         ledger.config.shards.redundancy,
         replay,
         store,
-        Fetcher(store, identity),
+        Fetcher(
+            store,
+            identity,
+            locate=lambda node_id: peer_sources(replay.state.members, node_id),
+            pace=Pace(config.network.download_rate),
+            lanes_max=config.network.download_connections,
+        ),
         wallet,
     )
     engine = Engine(EngineSettings(config.inference.cache_size, config.inference.threads))
@@ -195,6 +203,13 @@ async def _serve_pieces(
         listen_host=config.network.listen,
         listen_port=config.network.data_port,
         on_damage=lambda shard_hash, index: token.run_sync_soon(replication.note_damage, shard_hash),
+        on_asked=lambda shard_hash, node_id: token.run_sync_soon(replication.fetcher.hear_of, shard_hash, node_id),
+        coming=replication.fetcher.coming,
+        limits=DataLimits(
+            connections_max=config.network.upload_connections,
+            connections_per_peer_max=config.network.connections_per_peer,
+        ),
+        pace=Pace(config.network.upload_rate),
     )
     port: int = await nursery.start(server.run)
     return data_address(host, port)

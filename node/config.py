@@ -28,6 +28,9 @@ GB = 1_000_000_000
 FAST_BLOCKS_MIN = 1_024
 """Executing fewer blocks than this is a matter of seconds, and leaves the state after each of them."""
 
+RATE_MIN = 100_000
+"""Bytes a second: with less, a piece would take longer than its receiver waits."""
+
 
 class NodeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role = "worker"
@@ -62,6 +65,16 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Peers to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID."""
     mdns: bool = True
     """Find the network's nodes on this LAN, and be found; not while `listen` is loopback."""
+    upload_rate: int = 0
+    """Bytes of shards a second that are served, shared fairly among peers; 0: no limit."""
+    download_rate: int = 0
+    """Bytes of shards a second that are fetched; 0: no limit."""
+    upload_connections: int = 64
+    """Connections that are served shards at once."""
+    connections_per_peer: int = 8
+    """Of these, connections of one node."""
+    download_connections: int = 8
+    """Connections that one shard is fetched over at once."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,6 +148,13 @@ data_port = {data_port}
 bootstrap = {bootstrap}
 # Find this network's nodes on the LAN and be found by them; not while `listen` is a loopback address.
 mdns = true
+# Bytes of shards a second, served (shared fairly among peers) and fetched. 0: no limit.
+upload_rate = 0
+download_rate = 0
+# Connections: that shards are served on at once, of these of one node, and that one shard is fetched over.
+upload_connections = 64
+connections_per_peer = 8
+download_connections = 8
 
 [ledger]
 # How a new node takes in a chain of `fast_blocks` and more. fast: every block with its receipts, checked against what
@@ -295,7 +315,16 @@ def _check(path: Path, config: Config) -> None:
     taken = [port for port in ports.values() if port]
     if len(set(taken)) < len(taken):
         raise BadInput(f"{path}: {', '.join(f'{name} = {port}' for name, port in ports.items())}: give each its own")
+    for name, rate in {
+        "network.upload_rate": config.network.upload_rate,
+        "network.download_rate": config.network.download_rate,
+    }.items():
+        if rate != 0 and rate < RATE_MIN:
+            raise BadInput(f"{path}: {name} is {rate}, it must be {RATE_MIN} bytes a second or more, or 0 for no limit")
     positive = {
+        "network.upload_connections": config.network.upload_connections,
+        "network.connections_per_peer": config.network.connections_per_peer,
+        "network.download_connections": config.network.download_connections,
         "rpc.body_bytes": config.rpc.body_bytes,
         "rpc.batch_size": config.rpc.batch_size,
         "rpc.concurrent_requests": config.rpc.concurrent_requests,

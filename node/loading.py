@@ -9,13 +9,16 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from contracts.errors import Busy, Refused
 from node.inference.engine import Engine
 from node.inference.spec import FileEntry, ModelSpec
+from node.network.fetching.progress import FetchProgress
+from node.network.fetching.statistics import time_left_s
 from node.registry import Model, ModelKey
-from node.replication import FetchProgress, Replication
+from node.replication import Replication
 from node.rpc.port import LoadState, ModelState
 from node.storage.manifest import Manifest
 
@@ -58,14 +61,16 @@ class Loading:
         loaded = next((one for one in self._engine.loaded() if one.key == engine_key(model)), None)
         load = self._loads.get(model.key)
         if load is not None and not load.done.is_set():
-            done, total = load.progress.bytes_done, load.progress.bytes_total
-            return _state(model, load.state, model.key in self._pinned, done, total, "")
+            state = _state(model, load.state, model.key in self._pinned, load.progress, "")
+            if load.state != "fetching":
+                return state
+            rate, left = load.progress.rate(), load.progress.bytes_total - load.progress.bytes_done
+            return msgspec.structs.replace(state, rate=round(rate), time_left_s=time_left_s(left, rate))
         if loaded is not None:
-            return _state(model, "loaded", loaded.pinned, model.total_size, model.total_size, "")
+            return _state(model, "loaded", loaded.pinned, _whole(model), "")
         if load is not None and load.failure is not None:
-            progress = load.progress
-            return _state(model, "failed", False, progress.bytes_done, progress.bytes_total, str(load.failure))
-        return _state(model, "absent", False, 0, model.total_size, "")
+            return _state(model, "failed", False, load.progress, str(load.failure))
+        return _state(model, "absent", False, FetchProgress(0, model.total_size), "")
 
     def is_loaded(self, model: Model) -> bool:
         return self.state(model).state == "loaded"
@@ -140,5 +145,11 @@ class Loading:
         )
 
 
-def _state(model: Model, state: ModelState, pinned: bool, done: int, total: int, detail: str) -> LoadState:
-    return LoadState(model.model_id, model.version, state, pinned, done, total, detail)
+def _whole(model: Model) -> FetchProgress:
+    return FetchProgress(model.total_size, model.total_size)
+
+
+def _state(model: Model, state: ModelState, pinned: bool, progress: FetchProgress, detail: str) -> LoadState:
+    return LoadState(
+        model.model_id, model.version, state, pinned, progress.bytes_done, progress.bytes_total, 0, None, detail
+    )

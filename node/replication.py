@@ -7,6 +7,7 @@ every block, whenever `wake` is called, and again after a pause when something f
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 from collections.abc import Awaitable, Callable
@@ -21,8 +22,9 @@ from ledger.answers import Receipt
 from ledger.wallet import Wallet
 from node.members import REPLICATING_ROLES, Members
 from node.network.addresses import parse_endpoints
-from node.network.client import PeerSource
-from node.network.fetcher import Fetcher
+from node.network.fetching.fetcher import Fetcher
+from node.network.fetching.progress import FetchProgress
+from node.network.sources import PeerSource, Source, web_source
 from node.placement import keepers
 from node.registry import Model, Registry
 from node.replay import Replay
@@ -52,14 +54,6 @@ class ScrubResult:
     shard_index: int
     pieces_checked: int
     bad_pieces: tuple[int, ...]
-
-
-@dataclass
-class FetchProgress:
-    """Bytes of a model's shards that this node holds, as they come in."""
-
-    bytes_done: int = 0
-    bytes_total: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,18 +107,16 @@ class Replication:
         self._ours = (parts, found)
         return found
 
-    def sources(self, model: Model, index: int) -> list[PeerSource]:
-        """Where else a shard is held: each address of every other member that announced it."""
+    def sources(self, model: Model, index: int) -> list[Source]:
+        """Where else a shard is held: each address of every other member that announced it, and the model's mirrors."""
         state = self.replay.state
-        found: list[PeerSource] = []
-        for node_id in sorted(state.shards.holders_of(model.key, index) - {self.node_id}):
-            member = state.members.members.get(node_id)
+        holders = sorted(state.shards.holders_of(model.key, index) - {self.node_id})
+        found: list[Source] = [source for node_id in holders for source in peer_sources(state.members, node_id)]
+        for mirror in sorted(state.shards.mirrors.get(model.key, frozenset())):
             try:
-                endpoints = parse_endpoints(node_id, member.endpoints if member else ())
+                found.append(web_source(mirror.backend, mirror.uri))
             except BadInput as error:
-                log.debug("member %s has an endpoint that is none: %s", node_id, error)
-                continue
-            found += [PeerSource(node_id, address) for address in endpoints.data]
+                log.debug("a mirror that is none: %s", error)
         return found
 
     def statistics(self) -> ReplicationStatistics:
@@ -214,8 +206,12 @@ class Replication:
         """Make sure that these shards are here; each is fetched once however many ask for it. One that cannot be had
         does not keep the others from coming; then the first failure is raised."""
         progress.bytes_total = sum(map(model.size_of_shard, indices))
-        missing = [index for index in indices if not self.store.held(model.shard_hashes[index])]
-        progress.bytes_done = progress.bytes_total - sum(map(model.size_of_shard, missing))
+        missing = []
+        for index in indices:
+            if self.store.held(model.shard_hashes[index]):
+                progress.report(index, model.size_of_shard(index))
+            else:
+                missing.append(index)
         if not missing:
             return
         manifest = await self.manifest(model)
@@ -233,21 +229,10 @@ class Replication:
 
     async def _fetch(self, model: Model, index: int, manifest: Manifest, progress: FetchProgress) -> None:
         shard = manifest.shards[index]
-        before, reports = progress.bytes_done, 0
-
-        def report(size: int) -> None:  # first what lay here already, then piece by piece
-            nonlocal reports
-            reports += 1
-            progress.bytes_done += size
-
-        try:
-            await self.fetcher.fetch_shard(shard, self.sources(model, index), report)
-        except Refused:
-            progress.bytes_done = before
-            raise
-        progress.bytes_done = before + shard.size
+        report = functools.partial(progress.report, index)
+        await self.fetcher.fetch_shard(shard, self.sources(model, index), report)
         self._note_proved(shard.sha256, self._mark(shard.sha256))
-        log.info("shard %d of %s is whole, %d pieces were fetched", index, model.model_id, max(0, reports - 1))
+        log.info("shard %d of %s is whole", index, model.model_id)
         self.wake()
 
     # Announcing
@@ -381,6 +366,17 @@ class Replication:
 
     def _is_proved(self, shard_hash: ShardHash) -> bool:
         return self._proved.get(shard_hash) == self._mark(shard_hash)
+
+
+def peer_sources(members: Members, node_id: NodeId) -> list[PeerSource]:
+    """Where a member serves pieces, as it says; nowhere when it is none."""
+    member = members.members.get(node_id)
+    try:
+        endpoints = parse_endpoints(node_id, member.endpoints if member else ())
+    except BadInput as error:
+        log.debug("member %s has an endpoint that is none: %s", node_id, error)
+        return []
+    return [PeerSource(node_id, address) for address in endpoints.data]
 
 
 async def _then_cancel(wait: Callable[[], Awaitable[object]], scope: trio.CancelScope) -> None:

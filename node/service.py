@@ -192,6 +192,7 @@ class Service:
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
+            fetching=fetched,
             state_alarms=self.agreement.alarms(),
             consensus=self.consensus.statistics(),
             steps=tuple(self._explained(step) for step in self.steps.steps.values()),
@@ -233,14 +234,16 @@ class Service:
 
     def held_shards(self) -> tuple[port.HeldShard, ...]:
         found = []
+        flights = {flight.shard_hash: flight for flight in self.replication.fetcher.statistics().flights}
         for model in self._state.registry.models.values():
             for index, shard_hash in enumerate(model.shard_hashes):
-                if self.store.held(shard_hash):
-                    size = model.size_of_shard(index)
+                size, flight = model.size_of_shard(index), flights.get(shard_hash)
+                here = size if self.store.held(shard_hash) else flight.bytes_done if flight else 0
+                if here:
                     announced = self.node_id in self._state.shards.holders_of(model.key, index)
                     found.append(
                         port.HeldShard(
-                            shard_hash, model.model_id, model.version, index, model.shard_count, size, size, announced
+                            shard_hash, model.model_id, model.version, index, model.shard_count, size, here, announced
                         )
                     )
         return tuple(found)

@@ -17,9 +17,10 @@ from contracts.errors import Busy, Conflict, NotFound, Refused
 from ledger.keys import Key
 from node.assembly import DataDirectory, Parts, assemble, open_ledger
 from node.config import Config
+from node.network.fetching.progress import FetchProgress
 from node.network.identity import NodeIdentity
 from node.registry import Model
-from node.replication import RETRY_S, FetchProgress
+from node.replication import RETRY_S
 from node.rpc.port import StepState
 from node.service import STEP_NAMES
 from node.storage.files import DirectoryLock

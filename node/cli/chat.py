@@ -84,8 +84,7 @@ def _answer(rpc: Any, params: dict[str, Any], messages: list[dict[str, str]], as
             click.echo(notification.params["content"], nl=False)
         else:
             state = notification.params
-            done, total = common.size(state["bytes_done"]), common.size(state["bytes_total"])
-            click.echo(f"{state['state']} {state['model_id']}: {done} of {total}", err=True)
+            click.echo(f"{state['state']} {state['model_id']}: {common.progress(state)}", err=True)
     click.echo()
     result: dict[str, Any] = stream.result
     return result

@@ -205,6 +205,14 @@ def size(count: int | float) -> str:
     return f"{value:.1f} TB"
 
 
+def progress(state: dict[str, Any]) -> str:
+    """`1.2 GB of 4.3 GB, 80.1 MB/s, 39 s left`, of anything with bytes, a rate and a time."""
+    parts = [f"{size(state['bytes_done'])} of {size(state['bytes_total'])}"]
+    if state["rate"]:
+        parts += [f"{size(state['rate'])}/s", f"{state['time_left_s']} s left"]
+    return ", ".join(parts)
+
+
 def short(hexadecimal: str) -> str:
     """The beginning and end of a hash or address."""
     return hexadecimal if len(hexadecimal) <= 14 else f"{hexadecimal[:8]}..{hexadecimal[-4:]}"

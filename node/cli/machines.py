@@ -131,18 +131,19 @@ class NodeProcess:
 
         from contracts.types import NodeId, ShardHash
         from node.network.addresses import parse_data
-        from node.network.client import PeerConnection, PeerSource, with_connection
+        from node.network.client import connected
         from node.network.identity import NodeIdentity
+        from node.network.sources import PeerSource
         from node.network.wire import DataLimits
 
-        def use(connection: PeerConnection) -> None:
-            for _ in connection.pieces(ShardHash(bytes.fromhex(shard_hash.removeprefix("0x"))), size, piece, 1):
-                pass
+        async def ask() -> None:
+            source = PeerSource(NodeId(holder.node_id), parse_data(f"aigen+tls://127.0.0.1:{holder.rpc_port + 2}"))
+            async with connected(source, NodeIdentity.load(self.data_dir / "node.key"), DataLimits()) as peer:
+                shard = ShardHash(bytes.fromhex(shard_hash.removeprefix("0x")))
+                await peer.run(lambda: list(peer.pieces(shard, size, piece, 1)))
 
-        source = PeerSource(NodeId(holder.node_id), parse_data(f"aigen+tls://127.0.0.1:{holder.rpc_port + 2}"))
-        identity = NodeIdentity.load(self.data_dir / "node.key")
         try:
-            trio.run(with_connection, source, identity, DataLimits(), use)
+            trio.run(ask)
         except Refused as error:
             return str(error)
         return None

@@ -324,10 +324,25 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[s
         (
             f"{state['model_id']} {state['version']}",
             state["state"] + (", pinned" if state["pinned"] else ""),
-            f"{common.size(state['bytes_done'])} of {common.size(state['bytes_total'])}",
+            common.progress(state),
             state["detail"],
         )
         for state in node["models"]
     ]
     if rows:
         common.show_table(("model", "state", "bytes", ""), rows)
+    _show_fetching(node["fetching"])
+
+
+def _show_fetching(fetching: dict[str, Any]) -> None:
+    """Shards on their way, and the sources that are at it or gave trouble."""
+    flights = [(row["shard_hash"], common.progress(row), row["connections"]) for row in fetching["flights"]]
+    if flights:
+        common.show_table(("shard on its way", "bytes", "connections"), flights)
+    sources = [
+        (row["source"], row["state"], common.size(row["bytes_fetched"]), row["failures"], row["trouble"])
+        for row in fetching["sources"]
+        if row["state"] != "idle" or row["trouble"]
+    ]
+    if sources:
+        common.show_table(("source", "state", "bytes", "failures", "last trouble"), sources)

@@ -3,27 +3,30 @@
 Knows the wire; not where pieces go nor whom to ask next (`fetcher` does).
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
-import trio
-
 from contracts.errors import BadPeer, Busy
-from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
-from node.network.addresses import DataAddress
+from contracts.types import PIECE_SIZE, ManifestHash, ShardHash
 from node.network.identity import NodeIdentity, client_context, node_id_of_certificate
+from node.network.sources import PeerSource
 from node.network.wire import (
     Challenge,
     Channel,
     DataLimits,
+    GetHave,
     GetManifest,
     GetPieces,
+    Have,
     Proof,
-    detach,
+    decode_have,
+    dial,
+    have_bytes_max,
     piece_bytes,
     proof_bytes,
-    run_blocking,
+    run_on,
 )
 
 T = TypeVar("T")
@@ -31,24 +34,19 @@ T = TypeVar("T")
 _context: Final = client_context()
 
 
-@dataclass(frozen=True, slots=True)
-class PeerSource:
-    """A node that serves pieces, and where."""
-
-    node_id: NodeId
-    address: DataAddress
-
-    def __str__(self) -> str:
-        return f"{self.node_id} at {self.address}"
-
-
 class PeerConnection:
-    """An admitted connection. All methods block; what they raise is the peer's doing: Busy, or BadPeer."""
+    """An admitted connection. All methods but `run` block, and are for it; what they raise is the peer's doing: Busy,
+    or BadPeer."""
 
-    def __init__(self, channel: Channel, source: PeerSource, limits: DataLimits) -> None:
-        self._channel = channel
+    def __init__(self, sock: ssl.SSLSocket, source: PeerSource, limits: DataLimits) -> None:
+        self._socket = sock
+        self._channel = Channel(sock)
         self._source = source
         self._limits = limits
+
+    async def run(self, function: Callable[[], T], wake: Callable[[], None] = lambda: None) -> T:
+        """Use the connection in a worker thread. Cancellation ends the transfer at once, and the connection."""
+        return await run_on(self._socket, function, wake)
 
     def open(self, identity: NodeIdentity) -> None:
         """TLS, check who answers, prove who asks."""
@@ -79,6 +77,17 @@ class PeerConnection:
             data += chunk
         return bytes(data)
 
+    def have(self, shard_hash: ShardHash, piece_count: int) -> Have:
+        """What the peer has of a shard by now."""
+        self._channel.within(self._limits.piece_s)
+        self._channel.send_frame(GetHave(shard_hash))
+        size = self._channel.receive_part()
+        if size > have_bytes_max(piece_count):
+            raise BadPeer(f"takes {size:,} bytes to say which of {piece_count:,} pieces it has")
+        data = bytearray(size)
+        self._channel.receive_into(memoryview(data))
+        return decode_have(bytes(data))
+
     def pieces(self, shard_hash: ShardHash, size_bytes: int, first: int, count: int) -> Iterator[memoryview]:
         """Pieces in order; each is valid until the next is taken."""
         self._channel.within(self._limits.piece_s)
@@ -94,36 +103,18 @@ class PeerConnection:
             yield piece
 
 
-async def with_connection(
-    source: PeerSource, identity: NodeIdentity, limits: DataLimits, use: Callable[[PeerConnection], T]
-) -> T:
-    """Connect, run `use` in a worker thread, and close, whatever happens. Cancellation ends the transfer at once."""
-    try:
-        with trio.fail_after(limits.connect_s):
-            stream = await trio.open_tcp_stream(source.address.host, source.address.port)
-    except trio.TooSlowError:
-        raise Busy(f"no connection within {limits.connect_s:.0f} s") from None
-    except OSError as error:
-        raise Busy(f"no connection: {_reason(error)}") from None
-    sock = detach(stream)
+@asynccontextmanager
+async def connected(source: PeerSource, identity: NodeIdentity, limits: DataLimits) -> AsyncIterator[PeerConnection]:
+    """An admitted connection to a peer, closed at the end whatever happens. Raises Busy, or BadPeer."""
+    sock = await dial(source.address.host, source.address.port, limits)
     try:
         tls = _context.wrap_socket(sock, do_handshake_on_connect=False)
     except OSError as error:
         sock.close()
-        raise Busy(f"no connection: {_reason(error)}") from None
-    connection = PeerConnection(Channel(tls), source, limits)
-
-    def run() -> T:
-        connection.open(identity)
-        return use(connection)
-
-    return await run_blocking(tls, run)
-
-
-def _reason(error: OSError) -> str:
-    """trio raises one OSError for all addresses it tried; the first of theirs says why."""
-    nested = error.__cause__
-    if isinstance(nested, BaseExceptionGroup):
-        nested = nested.exceptions[0]
-    inner = nested if isinstance(nested, OSError) else error
-    return inner.strerror or str(inner)
+        raise Busy(f"no connection: {error.strerror or error}") from None
+    try:
+        connection = PeerConnection(tls, source, limits)
+        await connection.run(lambda: connection.open(identity))
+        yield connection
+    finally:
+        tls.close()

@@ -1,4 +1,4 @@
-"""The data plane's server: pieces and manifests over TLS, to members of the ledger only.
+"""The data plane's server: pieces, manifests and what is here of a shard, over TLS, to members of the ledger only.
 
 Owns the listening socket, admission and the bounds on connections. Each connection has a worker thread, because
 blocking sockets move several times the bytes a second that trio's TLS does. Knows no ledger: who is a member is asked
@@ -11,16 +11,20 @@ import logging
 import secrets
 import ssl
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NotAllowed, NotFound, Refused
-from contracts.types import ManifestHash, NodeId, ShardHash
+from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
+from node.network.askers import Askers
 from node.network.identity import NodeIdentity, verify_signature
+from node.network.pace import Pace, Share
 from node.network.ports import StartedPort
 from node.network.shelf import Shelf, StorePort
 from node.network.wire import (
@@ -28,8 +32,10 @@ from node.network.wire import (
     Challenge,
     Channel,
     DataLimits,
+    GetHave,
     GetManifest,
     GetPieces,
+    Have,
     Proof,
     Status,
     detach,
@@ -65,16 +71,24 @@ class DataServer:
         listen_host: str,
         listen_port: int,
         on_damage: Callable[[ShardHash, int], None] | None = None,
+        on_asked: Callable[[ShardHash, NodeId], None] = lambda shard_hash, node_id: None,
+        coming: Callable[[ShardHash], bytes] = lambda shard_hash: b"",
         limits: DataLimits | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """`is_member` and `on_damage` (a piece of a held shard is not what it should be; it was not served) are called
-        in worker threads."""
+        """Called in worker threads: `is_member`; `on_damage` (a piece of a held shard is not what it should be; it was
+        not served); `on_asked` (a node wants to know what is here of a shard: it fetches it); `coming` (what this node
+        has asked others for, as bits)."""
         self._identity = identity
         self._shelf = Shelf(store)
         self._is_member = is_member
         self._on_damage = on_damage
+        self._on_asked = on_asked
+        self._coming = coming
         self._listen = (listen_host, listen_port)
         self._limits = limits or DataLimits()
+        self._pace = pace or Pace(0)
+        self._askers = Askers()
         self._context = identity.server_context()
         self._lock = threading.Lock()  # guards everything below; threads and trio both count
         self._handshakes: Counter[str] = Counter()
@@ -123,8 +137,9 @@ class DataServer:
         if not self._enter_handshake(address):
             tls.close()
             return
+        share = Share(self._pace)
         try:
-            await run_blocking(tls, functools.partial(self._serve, tls, address))
+            await run_blocking(tls, functools.partial(self._serve, tls, share, address), wake=share.close)
         except Exception:
             # Whatever a stranger's bytes bring about in here must not end the node: this boundary takes it and says so.
             log.exception("a data connection from %s failed", address)
@@ -146,15 +161,16 @@ class DataServer:
 
     # Everything below runs in the connection's worker thread.
 
-    def _serve(self, tls: ssl.SSLSocket, address: str) -> None:
+    def _serve(self, tls: ssl.SSLSocket, share: Share, address: str) -> None:
         channel = Channel(tls)
         try:
             try:
                 node_id = self._admit(channel)
             finally:
                 self._leave_handshake(address)
+            share.name = node_id
             try:
-                self._serve_member(channel, node_id)
+                self._serve_member(channel, share, node_id)
             finally:
                 self._leave_place(node_id)
         except Busy as error:
@@ -198,9 +214,16 @@ class DataServer:
             mine = self._connections.get(node_id, 0)
             if mine >= limits.connections_per_peer_max:
                 raise Busy(f"{node_id} has {mine} connections already, the most one node may have")
-            if sum(self._connections.values()) >= limits.connections_max:
-                raise Busy(f"{limits.connections_max} connections are open, the most this node serves")
+            most = self._connections_max()
+            if sum(self._connections.values()) >= most:
+                raise Busy(f"{most} connections are open, the most this node serves")
             self._connections[node_id] = mine + 1
+
+    def _connections_max(self) -> int:
+        """With a limit on what goes out, no more than still get their piece in half the time they wait for it."""
+        in_time = int(self._pace.bytes_per_s * self._limits.piece_s / 2 / PIECE_SIZE)
+        most = self._limits.connections_max
+        return max(1, min(most, in_time)) if self._pace.bytes_per_s else most
 
     def _leave_place(self, node_id: NodeId) -> None:
         with self._lock:
@@ -208,18 +231,20 @@ class DataServer:
             if not self._connections[node_id]:
                 del self._connections[node_id]
 
-    def _serve_member(self, channel: Channel, node_id: NodeId) -> None:
+    def _serve_member(self, channel: Channel, share: Share, node_id: NodeId) -> None:
         channel.send_part()
         while True:
             channel.within(self._limits.idle_s)
             with self._told(channel):
-                request = channel.receive_frame(GetManifest, GetPieces)
+                request = channel.receive_frame(GetManifest, GetPieces, GetHave)
                 self._check_member(node_id)
                 match request:
                     case GetManifest():
                         self._send_manifest(channel, ManifestHash(request.manifest_hash))
                     case GetPieces():
-                        self._send_pieces(channel, ShardHash(request.shard_hash), request.first, request.count)
+                        self._send_pieces(channel, share, ShardHash(request.shard_hash), request.first, request.count)
+                    case GetHave():
+                        self._send_have(channel, node_id, ShardHash(request.shard_hash))
 
     def _send_manifest(self, channel: Channel, manifest_hash: ManifestHash) -> None:
         data = self._shelf.manifest_bytes(manifest_hash)
@@ -229,7 +254,16 @@ class DataServer:
             self._manifests_served += 1
             self._bytes_served += len(data)
 
-    def _send_pieces(self, channel: Channel, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_have(self, channel: Channel, node_id: NodeId, shard_hash: ShardHash) -> None:
+        """What is here of a shard, and who else asked for it lately: so those who fetch it find each other."""
+        bits = self._shelf.have(shard_hash)
+        self._on_asked(shard_hash, node_id)
+        with self._lock:
+            others = self._askers.others(shard_hash, node_id, time.monotonic())
+        channel.within(self._limits.piece_s)
+        channel.send_part(msgspec.msgpack.encode(Have(bits, self._coming(shard_hash) if bits else b"", others)))
+
+    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
         for index in range(first, first + count):
             try:
                 piece = self._shelf.piece(shard_hash, index)
@@ -239,6 +273,7 @@ class DataServer:
                 if self._on_damage is not None:
                     self._on_damage(shard_hash, index)
                 raise
+            share.take(len(piece))
             channel.within(self._limits.piece_s)
             channel.send_part(piece)
             with self._lock:

@@ -1,4 +1,4 @@
-"""What this node has to give: manifests, and pieces of held shards, each proved before it leaves.
+"""What this node has to give: manifests, and pieces of shards held or in flight, each proved before it leaves.
 
 Finds the piece hashes of a shard in the manifests of the store, so whoever serves needs the shard's name only. Knows
 no sockets. Thread-safe and blocking.
@@ -23,6 +23,10 @@ class StorePort(Protocol):
     def manifest(self, manifest_hash: ManifestHash) -> Manifest: ...
 
     def manifest_bytes(self, manifest_hash: ManifestHash) -> bytes: ...
+
+    def held(self, shard_hash: ShardHash) -> bool: ...
+
+    def arrived(self, shard_hash: ShardHash) -> bytes | None: ...
 
     def read_piece(self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None) -> bytes: ...
 
@@ -50,6 +54,15 @@ class Shelf:
         except (BadInput, NotAllowed) as error:  # removed meanwhile, or not ours to read: the path stays in our log
             log.warning("not served: %s", error)
             raise NotFound(f"shard {shard_hash.hex()} cannot be read here") from None
+
+    def have(self, shard_hash: ShardHash) -> bytes:
+        """Which pieces can be had: bit i % 8 of byte i // 8; empty for all. Raises NotFound when none can."""
+        arrived = self._store.arrived(shard_hash)
+        if arrived is not None and not self._store.held(shard_hash):
+            return arrived
+        if self._store.held(shard_hash):
+            return b""
+        raise NotFound(f"nothing of shard {shard_hash.hex()} is here")
 
     def _hashes(self, shard_hash: ShardHash) -> bytes:
         with self._lock:

@@ -3,7 +3,8 @@
 One connection, seen from the client: TLS 1.3 (the server's key is pinned), the server's Challenge, the client's Proof,
 one part that admits or refuses; then any number of requests, each answered by parts. A request is a frame: 4 bytes
 length, MessagePack. A part is 1 byte status, 4 bytes length, that many raw bytes: a piece, a manifest, or the reason
-when the status is not DATA, which also ends the answer. Knows no store and no ledger.
+when the status is not DATA, which also ends the answer. Knows no store and no ledger. (`web` speaks HTTP over the same
+channel.)
 """
 
 import contextlib
@@ -32,6 +33,7 @@ FRAME_BYTES_MAX: Final = 1024
 REASON_BYTES_MAX: Final = 512
 PIECES_PER_REQUEST_MAX: Final = 1024
 NONCE_BYTES: Final = 32
+OTHERS_MAX: Final = 16
 
 _FRAME: Final = struct.Struct(">I")
 _PART: Final = struct.Struct(">BI")
@@ -50,6 +52,10 @@ class Status(enum.IntEnum):
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Index = Annotated[int, Meta(ge=0, lt=2**32)]
+
+
+class NotThere(Busy):
+    """The other side does not have what it was asked for. The connection goes on."""
 
 
 class Challenge(Struct, frozen=True, tag=True):
@@ -79,8 +85,38 @@ class GetPieces(Struct, frozen=True, tag=True):
     count: Annotated[int, Meta(ge=1, le=PIECES_PER_REQUEST_MAX)]
 
 
-Frame = Challenge | Proof | GetManifest | GetPieces
+class GetHave(Struct, frozen=True, tag=True):
+    """Which pieces of a shard are there; answered by one part: a `Have`."""
+
+    shard_hash: Hash
+
+
+class Have(Struct, frozen=True):
+    """What a node has of a shard. MessagePack in a part."""
+
+    bits: bytes
+    """Bit i % 8 of byte i // 8 is piece i; empty: all of them."""
+    coming: bytes
+    """The same of pieces it has asked others for; empty: none."""
+    others: Annotated[tuple[Annotated[str, Meta(max_length=NODE_ID_CHARS_MAX)], ...], Meta(max_length=OTHERS_MAX)]
+    """Some nodes that asked for this shard lately: they have, or will have, pieces of it too."""
+
+
+Frame = Challenge | Proof | GetManifest | GetPieces | GetHave
 _frames = msgspec.msgpack.Decoder(Frame)
+_have = msgspec.msgpack.Decoder(Have)
+
+
+def decode_have(data: bytes) -> Have:
+    try:
+        return _have.decode(data)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadPeer(f"{len(data):,} bytes that do not say what it has: {error}") from None
+
+
+def have_bytes_max(piece_count: int) -> int:
+    """The longest encoding of a `Have` about a shard of so many pieces."""
+    return 2 * (piece_count // 8) + OTHERS_MAX * (NODE_ID_CHARS_MAX + 8) + 64
 
 
 def proof_bytes(server: NodeId, client: NodeId, nonce: bytes) -> bytes:
@@ -106,13 +142,13 @@ class DataLimits:
 
 
 class Channel:
-    """Frames and parts over a TLS socket in blocking mode. One thread uses it; another may shut the socket down.
+    """Bytes, frames and parts over a socket in blocking mode. One thread uses it; another may shut the socket down.
 
     `within` sets the deadline of what follows. Everything that ends a connection is Busy with the reason: lost,
     closed, too slow. What a correct peer would not send is BadPeer.
     """
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._deadline = 0.0
         self._seconds = 0.0
@@ -126,6 +162,7 @@ class Channel:
 
     def handshake(self) -> bytes | None:
         """TLS; returns the other side's certificate (DER) if it showed one."""
+        assert isinstance(self._socket, ssl.SSLSocket)
         with self._lost_is_busy("the TLS handshake"):
             self._socket.do_handshake()
             return self._socket.getpeercert(binary_form=True)
@@ -137,15 +174,20 @@ class Channel:
                 view = view[self._socket.send(view) :]
                 self._check_deadline(len(view))
 
+    def receive_some(self, view: memoryview) -> int:
+        """As much as is there, at least a byte; 0 at the end of the connection."""
+        with self._lost_is_busy("receiving"):
+            count = self._socket.recv_into(view)
+        self._check_deadline(len(view) - count)
+        return count
+
     def receive_into(self, view: memoryview) -> None:
         size = len(view)
-        with self._lost_is_busy("receiving"):
-            while view:
-                count = self._socket.recv_into(view)
-                if not count:
-                    raise Busy(f"the connection was closed after {size - len(view):,} of {size:,} bytes")
-                view = view[count:]
-                self._check_deadline(len(view))
+        while view:
+            count = self.receive_some(view)
+            if not count:
+                raise Busy(f"the connection was closed after {size - len(view):,} of {size:,} bytes")
+            view = view[count:]
 
     def send_frame(self, frame: Frame) -> None:
         data = msgspec.msgpack.encode(frame)
@@ -174,13 +216,14 @@ class Channel:
         self.send(_PART.pack(status, len(data)) + data)
 
     def receive_part(self) -> int:
-        """The size of the data that follows; Busy with the peer's reason when it sends one instead."""
+        """The size of the data that follows; Busy, or NotThere, with the peer's reason when it sends one instead."""
         status, size = _PART.unpack(self._receive(_PART.size))
         if status == Status.DATA:
             return int(size)
         if status not in Status.__members__.values() or size > REASON_BYTES_MAX:
             raise BadPeer(f"a part of status {status} and {size:,} bytes, which nothing here sends")
-        raise Busy(f"it refuses: {self._receive(size).decode(errors='replace')}")
+        reason = f"it refuses: {self._receive(size).decode(errors='replace')}"
+        raise NotThere(reason) if status == Status.NOT_FOUND else Busy(reason)
 
     def _receive(self, size: int) -> bytes:
         data = bytearray(size)
@@ -201,31 +244,63 @@ class Channel:
             raise Busy(f"{doing} failed: {error.strerror or error}") from None
 
 
-async def run_blocking(sock: socket.socket, function: Callable[[], T]) -> T:
-    """Run a function that uses `sock` in a worker thread, then close `sock`.
-
-    A blocked thread cannot be cancelled, but its socket can be shut down, and then it ends by itself. So when this
-    is cancelled it leaves neither a thread nor a socket behind.
-    """
+async def run_blocking(sock: socket.socket, function: Callable[[], T], wake: Callable[[], None] = lambda: None) -> T:
+    """Run a function that uses `sock` in a worker thread, then close `sock`. See `run_on`."""
     try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_shut_down_at_end, sock)
-            with trio.CancelScope(shield=True):
-                # Its own limiter: the callers bound how many there are, and waiting for a token could not be cancelled.
-                result = await trio.to_thread.run_sync(outcome.capture, function, limiter=trio.CapacityLimiter(1))
-            nursery.cancel_scope.cancel()
+        return await run_on(sock, function, wake)
     finally:
         sock.close()
+
+
+async def run_on(sock: socket.socket, function: Callable[[], T], wake: Callable[[], None] = lambda: None) -> T:
+    """Run a function that uses `sock` in a worker thread.
+
+    A blocked thread cannot be cancelled, but its socket can be shut down, and then it ends by itself. So when this
+    is cancelled it leaves no thread behind, and a socket of no more use. `wake` is called then too: it ends whatever
+    else the thread may be waiting for.
+    """
+    at_work = True
+
+    async def shut_down_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if at_work:
+                # Not SSLSocket.shutdown: that drops the TLS layer first, and the other thread's next bytes would go in
+                # clear.
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                wake()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shut_down_when_cancelled)
+        with trio.CancelScope(shield=True):
+            # Its own limiter: the callers bound how many there are, and waiting for a token could not be cancelled.
+            result = await trio.to_thread.run_sync(outcome.capture, function, limiter=trio.CapacityLimiter(1))
+        at_work = False
+        nursery.cancel_scope.cancel()
+    await trio.lowlevel.checkpoint_if_cancelled()  # what it failed with then is our doing
     return result.unwrap()
 
 
-async def _shut_down_at_end(sock: socket.socket) -> None:
+async def dial(host: str, port: int, limits: DataLimits) -> socket.socket:
+    """A TCP connection as a plain socket. Raises Busy."""
     try:
-        await trio.sleep_forever()
-    finally:
-        # Not SSLSocket.shutdown: that drops the TLS layer first, and the other thread's next bytes would go in clear.
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        with trio.fail_after(limits.connect_s):
+            return detach(await trio.open_tcp_stream(host, port))
+    except trio.TooSlowError:
+        raise Busy(f"no connection within {limits.connect_s:.0f} s") from None
+    except OSError as error:
+        raise Busy(f"no connection: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    """trio raises one OSError for all addresses it tried; the first of theirs says why."""
+    nested = error.__cause__
+    if isinstance(nested, BaseExceptionGroup):
+        nested = nested.exceptions[0]
+    inner = nested if isinstance(nested, OSError) else error
+    return inner.strerror or str(inner)
 
 
 def detach(stream: trio.SocketStream) -> socket.socket:

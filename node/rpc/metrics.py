@@ -5,6 +5,7 @@ Made anew for each scrape from what the node says of itself; nothing is counted 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -63,8 +64,19 @@ class _Scrape(Collector):
         yield _gauge("disk_budget_bytes", "Bytes of shards kept at most", info.disk_budget)
         yield _gauge("cache_used_bytes", "Bytes of loaded models", info.cache_used)
         yield _gauge("cache_budget_bytes", "Bytes of loaded models at most", info.cache_budget)
-        yield _counter("pieces_fetched", "Pieces fetched from other nodes", info.pieces_fetched)
-        yield _counter("fetched_bytes", "Bytes fetched from other nodes", info.bytes_fetched)
+        yield _counter("pieces_fetched", "Pieces fetched from other nodes and mirrors", info.pieces_fetched)
+        yield _counter("fetched_bytes", "Bytes fetched from other nodes and mirrors", info.bytes_fetched)
+        yield _gauge("fetch_rate_bytes", "Bytes fetched a second, of late", info.fetching.rate)
+        sources = Counter(one.state for one in info.fetching.sources)
+        for state in ("active", "failed", "dropped"):
+            yield _gauge(f"sources_{state}", f"Sources of shards that are {state}", sources[state])
+        done = GaugeMetricFamily("aigen_load_done_bytes", "Bytes of a model that are here", labels=["model"])
+        total = GaugeMetricFamily("aigen_load_total_bytes", "Bytes of a model that is not absent", labels=["model"])
+        for load in info.models:
+            done.add_metric([f"{load.model_id}@{load.version}"], load.bytes_done)
+            total.add_metric([f"{load.model_id}@{load.version}"], load.bytes_total)
+        yield done
+        yield total
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:

@@ -18,6 +18,7 @@ from ledger.proof import Proof
 from ledger.prover import Shows
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters
+from node.network.fetching.statistics import FetcherStatistics
 from node.network.sync import SyncStatistics
 
 Backend = Literal["peer", "http", "ipfs"]
@@ -196,10 +197,8 @@ class ChainInfo(msgspec.Struct, frozen=True):
 
 
 class LoadState(msgspec.Struct, frozen=True):
-    """Where this node stands with one model. `detail` says why it failed, or what it is doing, in one line.
-
-    `bytes_done` of `bytes_total` count the state it is in: bytes fetched, verified or mapped.
-    """
+    """Where this node stands with one model; `detail` says in one line what it is doing, or why it failed. `bytes_done`
+    never goes back; `rate` came a second of late, `time_left_s` is None at 0."""
 
     model_id: ModelId
     version: Version
@@ -207,6 +206,8 @@ class LoadState(msgspec.Struct, frozen=True):
     pinned: bool
     bytes_done: int
     bytes_total: int
+    rate: int
+    time_left_s: int | None
     detail: str
 
 
@@ -230,10 +231,8 @@ class AuthorityInfo(msgspec.Struct, frozen=True):
 
 class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
-
-    `pieces_fetched` and `bytes_fetched` came from other nodes since this one started. `state_alarms` has a line for
-    each peer whose state after some block is not this node's; `lagging_peers` stay behind what others have.
-    """
+    `pieces_fetched` and `bytes_fetched` came from elsewhere since this one started. `state_alarms` has a line for each
+    peer whose state after some block is not this node's; `lagging_peers` stay behind what others have."""
 
     node_id: NodeId
     operator: Address
@@ -252,6 +251,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     cache_used: int
     pieces_fetched: int
     bytes_fetched: int
+    fetching: FetcherStatistics
     state_alarms: tuple[str, ...]
     consensus: ConsensusStatistics
     steps: tuple[StartStep, ...]

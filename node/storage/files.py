@@ -100,6 +100,13 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
         offset += written
 
 
+def begin_writing_back(descriptor: int, end: int, size_bytes: int) -> None:
+    """Have the kernel start to write the `size_bytes` before `end` to the disk, without waiting for it."""
+    # Linux starts writing dirty pages of the range when told that they are not needed; those being written stay.
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, end - size_bytes, size_bytes, os.POSIX_FADV_DONTNEED)
+
+
 def read_exactly(descriptor: int, buffer: memoryview, offset: int) -> int:
     """Fill `buffer` from `offset`; fewer bytes than asked for only at the end of the file."""
     filled = 0

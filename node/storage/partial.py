@@ -10,12 +10,23 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from contracts.errors import BadInput, BadPeer, Busy, Conflict
 from contracts.types import PIECE_SIZE, ShardHash
-from node.storage.files import explained, read_exactly, still_named, sync_directory, try_lock, write_all
+from node.storage.files import (
+    begin_writing_back,
+    explained,
+    read_exactly,
+    still_named,
+    sync_directory,
+    try_lock,
+    write_all,
+)
 from node.storage.manifest import HASH_SIZE, piece_count
+
+WRITTEN_BACK_PIECES: Final = 16
+"""Handed to the disk at a time."""
 
 
 class PartialShard:
@@ -34,11 +45,12 @@ class PartialShard:
         self._target = target
         self._piece_hashes = piece_hashes
         self._present = bytearray(self.piece_count)
-        self._present_lock = threading.Lock()
-        # The shard's own hash runs along as far as the pieces lie without a gap; commit() does the rest.
+        self._came = threading.Condition()
+        # The shard's own hash runs along as far as the pieces lie without a gap (see follow); commit() does the rest.
         self._whole = sha256()
         self._whole_next = 0
         self._whole_lock = threading.Lock()
+        self._is_followed = True
         self._on_close: list[Callable[[], None]] = []
         self._descriptor = self._open()
 
@@ -62,7 +74,9 @@ class PartialShard:
                 count = read_exactly(self._descriptor, piece, index * PIECE_SIZE)
                 if count == len(piece) and sha256(piece).digest() == self._piece_hash(index):
                     self._present[index] = 1
-                    self._run_along(index, piece)
+                    if index == self._whole_next:
+                        self._whole.update(piece)
+                        self._whole_next += 1
 
     @property
     def allocated_bytes(self) -> int:
@@ -75,15 +89,25 @@ class PartialShard:
 
     def missing(self) -> list[int]:
         """The pieces still to come, in order."""
-        with self._present_lock:
+        with self._came:
             return [index for index, present in enumerate(self._present) if not present]
 
     def has(self, index: int) -> bool:
         return bool(self._present[index])
 
-    def write(self, index: int, data: bytes | bytearray | memoryview) -> None:
-        """Take one piece. It counts only if its SHA-256 is the one in the manifest; a piece we have is ignored."""
+    def bits(self) -> bytes:
+        """Bit i % 8 of byte i // 8 is set for a piece that is here."""
+        with self._came:
+            present = bytes(self._present)
+        eights = (present[first : first + 8] for first in range(0, len(present), 8))
+        return bytes(sum(bit << at for at, bit in enumerate(eight)) for eight in eights)
+
+    def write(self, index: int, data: bytes | bytearray | memoryview) -> bool:
+        """Take one piece; whether it was new. It counts only if its SHA-256 is the one in the manifest; a piece we have
+        is ignored."""
         assert 0 <= index < self.piece_count
+        if self._present[index]:
+            return False
         if len(data) != self._piece_size(index):
             raise BadPeer(
                 f"piece {index} of shard {self.shard_hash.hex()} came with {len(data):,} bytes "
@@ -91,21 +115,33 @@ class PartialShard:
             )
         if sha256(data).digest() != self._piece_hash(index):
             raise BadPeer(f"piece {index} of shard {self.shard_hash.hex()} came with wrong bytes (SHA-256 differs)")
-        if self._present[index]:
-            return
         with explained("writing", self._path):
             write_all(self._descriptor, data, index * PIECE_SIZE)
-        with self._present_lock:
+        with self._came:
+            new = not self._present[index]
             self._present[index] = 1
-        self._run_along(index, data)
+            self._came.notify_all()
+        return new
 
-    def read_piece(self, index: int) -> bytes:
-        """A piece that is already proved, to serve it on while the rest is still coming."""
-        assert self.has(index)
-        data = bytearray(self._piece_size(index))
-        with explained("reading", self._path):
-            read_exactly(self._descriptor, memoryview(data), index * PIECE_SIZE)
-        return bytes(data)
+    def follow(self) -> None:
+        """Take the shard's own hash behind the pieces as they come, for as long as any are missing or until
+        `stop_following`. Blocks, so it has a thread of its own. The bytes come out of the page cache, and are handed
+        to the disk here: then commit() has little left to wait for."""
+        while self._wait_for_next():
+            self._catch_up()
+
+    def stop_following(self) -> None:
+        with self._came:
+            self._is_followed = False
+            self._came.notify_all()
+
+    def _wait_for_next(self) -> bool:
+        with self._came:
+            while self._is_followed and self._whole_next < self.piece_count:
+                if self._present[self._whole_next]:
+                    return True
+                self._came.wait()
+        return False
 
     def commit(self) -> None:
         """Make it held: whole SHA-256, sync, rename, sync the directories. Nothing but this makes a shard held."""
@@ -114,9 +150,8 @@ class PartialShard:
             raise Conflict(
                 f"shard {self.shard_hash.hex()} still misses {len(missing):,} of {self.piece_count:,} pieces"
             )
-        with self._whole_lock:
-            self._catch_up()
-            digest = self._whole.digest()
+        self._catch_up()
+        digest = self._whole.digest()
         if digest != self.shard_hash:
             # Every piece fits the manifest and the whole does not fit the ledger: fetching again cannot help.
             self._path.unlink(missing_ok=True)
@@ -158,25 +193,15 @@ class PartialShard:
     def _piece_hash(self, index: int) -> bytes:
         return self._piece_hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE]
 
-    def _run_along(self, index: int, data: bytes | bytearray | memoryview) -> None:
-        """Take the piece into the shard's hash if it is the next one; another thread at it may go on alone."""
-        if index != self._whole_next or not self._whole_lock.acquire(blocking=False):
-            return
-        try:
-            if index == self._whole_next:
-                self._whole.update(data)
-                self._whole_next += 1
-                self._catch_up()
-        finally:
-            self._whole_lock.release()
-
     def _catch_up(self) -> None:
-        """Go on over the pieces that came before their turn; they are read back from the file."""
-        buffer = bytearray()
-        while self._whole_next < self.piece_count and self._present[self._whole_next]:
-            buffer = buffer or bytearray(PIECE_SIZE)
-            piece = memoryview(buffer)[: self._piece_size(self._whole_next)]
-            with explained("reading", self._path):
-                read_exactly(self._descriptor, piece, self._whole_next * PIECE_SIZE)
-            self._whole.update(piece)
-            self._whole_next += 1
+        """Take the pieces that lie there without a gap into the shard's hash, read back from the file."""
+        buffer = memoryview(bytearray(PIECE_SIZE))
+        with self._whole_lock, explained("reading", self._path):
+            while self._whole_next < self.piece_count and self._present[self._whole_next]:
+                offset = self._whole_next * PIECE_SIZE
+                piece = buffer[: self._piece_size(self._whole_next)]
+                read_exactly(self._descriptor, piece, offset)
+                self._whole.update(piece)
+                self._whole_next += 1
+                if self._whole_next % WRITTEN_BACK_PIECES == 0:
+                    begin_writing_back(self._descriptor, offset + PIECE_SIZE, WRITTEN_BACK_PIECES * PIECE_SIZE)

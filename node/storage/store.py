@@ -94,14 +94,22 @@ class ShardStore:
         return path
 
     def read_piece(self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None) -> bytes:
-        """One piece of a held shard; with `piece_hash` it is proved before it is handed out."""
-        path = self.path(shard_hash)
+        """One piece of a held shard, or one of a shard in flight that has come; with `piece_hash` it is proved before
+        it is handed out."""
+        writer = self._writers.get(shard_hash)
+        if writer is not None and writer.has(index):
+            # It may become held before its file is open.
+            with contextlib.suppress(NotFound):
+                return self._read_piece(self._partial_path(shard_hash), index, piece_hash)
+        return self._read_piece(self.path(shard_hash), index, piece_hash)
+
+    def _read_piece(self, path: Path, index: int, piece_hash: bytes | None) -> bytes:
         with explained("reading", path):
             descriptor = open_regular(path)
             try:
                 size = os.fstat(descriptor).st_size
                 if not 0 <= index < piece_count(size):
-                    raise NotFound(f"shard {shard_hash.hex()} has {piece_count(size):,} pieces, none is number {index}")
+                    raise NotFound(f"shard {path.name} has {piece_count(size):,} pieces, none is number {index}")
                 data = bytearray(min(PIECE_SIZE, size - index * PIECE_SIZE))
                 count = read_exactly(descriptor, memoryview(data), index * PIECE_SIZE)
             finally:
@@ -110,6 +118,12 @@ class ShardStore:
         if piece_hash is not None and sha256(piece).digest() != piece_hash:
             raise Corrupt(f"piece {index} of shard {path} is damaged on disk; `aigen shard verify` repairs it")
         return piece
+
+    def arrived(self, shard_hash: ShardHash) -> bytes | None:
+        """Which pieces have come of a shard that this process takes in: bit i % 8 of byte i // 8. None: of no such
+        shard."""
+        writer = self._writers.get(shard_hash)
+        return None if writer is None else writer.bits()
 
     def verify(self, shard_hash: ShardHash, piece_hashes: bytes) -> list[int]:
         """Read a held shard once and return the damaged pieces; nothing damaged means its whole SHA-256 fits too."""

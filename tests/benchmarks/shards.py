@@ -22,10 +22,10 @@ import trio
 
 from contracts.types import PIECE_SIZE
 from node.network.addresses import parse_data
-from node.network.client import PeerSource
-from node.network.fetcher import Fetcher
+from node.network.fetching.fetcher import Fetcher
 from node.network.identity import NodeIdentity
 from node.network.server import DataServer
+from node.network.sources import PeerSource
 from node.storage.manifest import ManifestShard
 from node.storage.store import ShardStore
 from tests.benchmarks import report

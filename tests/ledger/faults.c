@@ -62,6 +62,20 @@ ssize_t write(int descriptor, const void *data, size_t size) {
     return real(descriptor, data, size);
 }
 
+typedef ssize_t (*pwrite_type)(int, const void *, size_t, off_t);
+
+#define PWRITE(name)                                                            \
+    ssize_t name(int descriptor, const void *data, size_t size, off_t offset) { \
+        REAL(#name, pwrite_type);                                               \
+        long far = beyond_of(descriptor);                                       \
+        if (far == 1 && size > 1) return real(descriptor, data, size / 2, offset); \
+        FAIL_IF(far > 0);                                                       \
+        return real(descriptor, data, size, offset);                            \
+    }
+
+PWRITE(pwrite)
+PWRITE(pwrite64)
+
 int fsync(int descriptor) {
     REAL("fsync", sync_type);
     FAIL_IF(beyond_of(descriptor) > 0);

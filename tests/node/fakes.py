@@ -30,9 +30,9 @@ from node.inference.spec import (
     Usage,
 )
 from node.loading import Loading
-from node.network.client import PeerSource
 from node.network.control import ControlStatistics
-from node.network.fetcher import FetcherStatistics
+from node.network.fetching.statistics import FetcherStatistics
+from node.network.sources import Source
 from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replication import Replication
@@ -110,14 +110,14 @@ class FakeFetcher:
         self.fetched: list[bytes] = []
         self.pieces = 0
 
-    async def fetch_manifest(self, manifest_hash: ManifestHash, sources: Iterable[PeerSource]) -> Manifest:
+    async def fetch_manifest(self, manifest_hash: ManifestHash, sources: Iterable[Source]) -> Manifest:
         await trio.lowlevel.checkpoint()
         if not self._store.has_manifest(manifest_hash):
             self._store.put_manifest(self._shelf.manifest_bytes(manifest_hash), manifest_hash)
         return self._store.manifest(manifest_hash)
 
     async def fetch_shard(
-        self, shard: ManifestShard, sources: Iterable[PeerSource], progress: Callable[[int], None]
+        self, shard: ManifestShard, sources: Iterable[Source], progress: Callable[[int], None]
     ) -> None:
         await trio.lowlevel.checkpoint()
         if shard.sha256 in self.unavailable:
@@ -127,15 +127,14 @@ class FakeFetcher:
         with self._store.open_partial(shard.sha256, shard.size, shard.pieces) as partial:
             progress(shard.size - partial.missing_bytes)
             for index in partial.missing():
-                piece = self._shelf.read_piece(shard.sha256, index)
-                partial.write(index, piece)
+                partial.write(index, self._shelf.read_piece(shard.sha256, index))
                 self.pieces += 1
-                progress(len(piece))
+                progress(shard.size - partial.missing_bytes)
             partial.commit()
         self.fetched.append(shard.sha256)
 
     def statistics(self) -> FetcherStatistics:
-        return FetcherStatistics(0, len(self.fetched), 0, self.pieces, 0, 0, {})
+        return FetcherStatistics(shards_fetched=len(self.fetched), pieces_fetched=self.pieces)
 
 
 @dataclass

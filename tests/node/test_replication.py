@@ -12,7 +12,8 @@ import trio.testing
 from contracts import events
 from contracts.calls import AnnounceShards, WithdrawShards
 from contracts.errors import Busy, Conflict, NoSpace, NotAllowed, NotFound
-from node.replication import RETRY_S, FetchProgress
+from node.network.fetching.progress import FetchProgress
+from node.replication import RETRY_S
 from tests.node.cluster import flip
 from tests.node.fakes import OURS, THEIRS, Surroundings, surroundings
 

@@ -8,7 +8,7 @@ import pytest
 from node.agreement import Difference
 from node.cli.run import _show_status
 from node.rpc import answers
-from tests.node.rpc.fake import FakeNode
+from tests.node.rpc.fake import DROPPED, FakeNode
 
 
 async def shown(capsys: pytest.CaptureFixture[str], alarms: tuple[str, ...]) -> list[str]:
@@ -31,6 +31,12 @@ async def test_a_liar_is_shown_with_the_evidence(capsys: pytest.CaptureFixture[s
     (liar,) = FakeNode().authorities()
     assert liar.evidence_hash is not None
     assert f"0x{liar.account.hex()}: evidence 0x{liar.evidence_hash.hex()}" in line
+
+
+async def test_a_source_that_gave_trouble_is_named_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = [line for line in await shown(capsys, ()) if line.startswith(DROPPED.source)]
+    assert DROPPED.state in line
+    assert line.endswith(DROPPED.trouble)
 
 
 async def test_alarms_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from ledger.proof import FinalBlock, Proof, Way
 from ledger.prover import Shows
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
+from node.network.fetching.statistics import FetcherStatistics, SourceInfo
 from node.network.sync import SyncStatistics
 from node.rpc import port
 
@@ -70,6 +71,9 @@ def registration(model_id: str, version: str = "1") -> RegisterModel:
 def signed(call: RegisterModel | SetCoreModel, key: Key = ADMIN, nonce: int = 0, chain_id: int = CHAIN_ID) -> bytes:
     """A raw transaction that makes the call."""
     return transactions.sign(key, chain_id, nonce, call.to, call.encode(), 5_000_000)
+
+
+DROPPED = SourceInfo("mirror http://m", "dropped", 3, 3 << 20, 0, 1, "answers 200 where 206 is due")
 
 
 class FakeNode:
@@ -216,6 +220,7 @@ class FakeNode:
             cache_used=0,
             pieces_fetched=0,
             bytes_fetched=0,
+            fetching=FetcherStatistics(sources=(DROPPED,)),
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0),
             steps=(port.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
@@ -227,7 +232,7 @@ class FakeNode:
         return port.Health(status, self.ready, len(self.receipts), "ready for inference" if self.ready else "fetch")
 
     def load_state(self, model_id: ModelId, version: Version) -> port.LoadState:
-        absent = port.LoadState(model_id, version, "absent", False, 0, 0, "")
+        absent = port.LoadState(model_id, version, "absent", False, 0, 0, 0, None, "")
         return self.loads.get((model_id, version), absent)
 
     def load_states(self) -> tuple[port.LoadState, ...]:
@@ -297,7 +302,7 @@ class FakeNode:
         await trio.lowlevel.checkpoint()
         size = self._models[model_id, version].total_size
         state = port.LoadState(
-            model_id, version, "loaded" if wait else "fetching", False, size if wait else 0, size, ""
+            model_id, version, "loaded" if wait else "fetching", False, size if wait else 0, size, 0, None, ""
         )
         self.loads[model_id, version] = state
         return state

@@ -33,6 +33,7 @@ def test_what_the_node_says_is_what_is_read() -> None:
     assert found["aigen_consensus_timeouts_total"] == info.consensus.iterations_timed_out > 0
     assert found["aigen_disk_used_bytes"] == info.disk_used
     assert found["aigen_fetched_bytes_total"] == info.bytes_fetched
+    assert found["aigen_sources_dropped"] == 1
     assert found[f"aigen_authority_evidence 0x{OPERATOR.address.hex()}"] == 1
 
 

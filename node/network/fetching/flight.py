@@ -1,0 +1,340 @@
+"""One shard on its way in: lanes to many sources at once, until it is whole or nobody gives more.
+
+Owns which sources have a connection now, and when one that failed is tried again. What to ask of whom is the queue's;
+what counts as a piece is the store's. The queue is touched in trio's thread only; a lane's worker thread reports
+what arrived.
+"""
+
+import logging
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from contracts.errors import BadPeer, Busy, Refused
+from contracts.types import NodeId
+from node.network.fetching.connections import Connection, Holding, Lacks, connect
+from node.network.fetching.meter import Meter
+from node.network.fetching.queue import Lane, PieceQueue, Run
+from node.network.fetching.records import Records
+from node.network.fetching.statistics import FlightInfo, time_left_s
+from node.network.identity import NodeIdentity
+from node.network.pace import Pace, Share
+from node.network.sources import PeerSource, Source
+from node.network.wire import DataLimits, piece_bytes
+from node.storage.manifest import ManifestShard
+from node.storage.partial import PartialShard
+
+log = logging.getLogger(__name__)
+
+LANES_WANTED: Final = 2
+"""With fewer sources at hand than this, each gets a second connection: hashing then keeps two cores busy."""
+SOURCES_KNOWN_MAX: Final = 64
+"""Sources of one shard, those heard of from others included."""
+REFUSALS_MAX: Final = 8
+"""Pieces that a source may be taken to have and not give, in one connection."""
+RETRY_S_MIN: Final = 0.5
+RETRY_S_MAX: Final = 30.0
+POLL_S: Final = 0.5
+"""How often a source that has only a part of the shard is asked what it has by now."""
+HEAR_S: Final = 2.0
+"""How often one that has all of it is asked who else fetches it."""
+WATCH_S: Final = 0.25
+"""How often a lane without work looks whether another has gone silent."""
+STARVED_S: Final = 10.0
+"""A lane that had no work for this long ends."""
+
+
+@dataclass
+class Means:
+    """What all flights of a process share."""
+
+    identity: NodeIdentity
+    limits: DataLimits
+    records: Records
+    pace: Pace
+    rng: random.Random
+    locate: Callable[[NodeId], Sequence[PeerSource]]
+    """Where a node is that another one named."""
+    lanes_max: int
+
+
+@dataclass
+class _Candidate:
+    """A source of this shard."""
+
+    lanes: int = 0
+    is_proved: bool = False
+    """It has brought a piece."""
+    failures: int = 0
+    """In a row, without a piece between them."""
+    due: float = 0.0
+    is_spent: bool = False
+    """Its last connection brought nothing; it is tried again in a while if others keep the flight going."""
+
+
+@dataclass(eq=False)
+class Flight:
+    shard: ManifestShard
+    partial: PartialShard
+    means: Means
+    on_bytes: Callable[[int], None]
+    """Called with the bytes that are here now, whenever more came."""
+    reasons: list[str] = field(default_factory=list)
+    """Why sources failed, each said once."""
+
+    def __post_init__(self) -> None:
+        self._queue = PieceQueue.of(self.shard.piece_count, self.partial.missing(), self.means.rng)
+        self._candidates: dict[Source, _Candidate] = {}
+        self._sources: dict[Lane, Source] = {}
+        self._meter = Meter()
+        self._meter.start(trio.current_time())
+        self._bytes_here = self.shard.size - self.partial.missing_bytes
+        self._lanes = 0
+        self._changed = trio.Event()
+        self._failure: Refused | None = None
+        self.coming = b""
+        """The pieces that sources were asked for, as bits; read by other threads."""
+
+    def statistics(self) -> FlightInfo:
+        rate = self._meter.rate(trio.current_time())
+        left = time_left_s(self.shard.size - self._bytes_here, rate)
+        return FlightInfo(self.shard.sha256, self._bytes_here, self.shard.size, round(rate), left, self._lanes)
+
+    def add(self, sources: Iterable[Source]) -> None:
+        """Sources to ask; one that is dropped, or this node itself, is not."""
+        now = trio.current_time()
+        for source in self.means.records.in_order(sources):
+            if isinstance(source, PeerSource) and source.node_id == self.means.identity.node_id:
+                continue
+            if trouble := self.means.records.dropped(source, now):
+                self._add_reason(f"{source} is not asked for now: {trouble}")
+            elif source not in self._candidates and len(self._candidates) < SOURCES_KNOWN_MAX:
+                self._candidates[source] = _Candidate()
+                self._wake()
+
+    def hear_of(self, others: Iterable[NodeId]) -> None:
+        """Other nodes fetch this shard: what they have may be of use here, and the other way round."""
+        found = [source for node_id in others for source in self.means.locate(node_id)]
+        self._queue.is_shared |= bool(found)
+        self.add(found)
+
+    async def run(self) -> None:
+        """Return once every piece is here. Raises Busy when nobody gives more, and what our own disk raised."""
+        self.on_bytes(self._bytes_here)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hash_behind, nursery.cancel_scope)
+            while self._queue.missing:
+                next_due = self._start_lanes(nursery)
+                if not self._lanes:
+                    break
+                await self._wait(next_due)
+            nursery.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+        if missing := self._queue.missing.bit_count():
+            raise Busy(
+                f"Shard {self.shard.sha256.hex()} misses {missing:,} of {self.shard.piece_count:,} pieces, "
+                f"and no source gives more: {'; '.join(self.reasons) or 'nobody is known to have it'}"
+            )
+
+    async def _hash_behind(self, scope: trio.CancelScope) -> None:
+        """The shard's own hash, in a thread that follows the pieces."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_following_at_end)
+            with trio.CancelScope(shield=True):
+                try:
+                    await trio.to_thread.run_sync(self.partial.follow)
+                except Refused as error:
+                    self._fail(error, scope)
+            nursery.cancel_scope.cancel()
+
+    async def _stop_following_at_end(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.partial.stop_following()
+
+    def _fail(self, error: Refused, scope: trio.CancelScope) -> None:
+        """Our own trouble, not a source's: the flight ends with it."""
+        self._failure = self._failure or error
+        scope.cancel()
+
+    # Which sources have a connection
+
+    def _start_lanes(self, nursery: trio.Nursery) -> float:
+        """Start what there is room for; when the next source is due to be tried again."""
+        now, next_due = trio.current_time(), float("inf")
+        at_hand = sum(bool(candidate.lanes) or not candidate.is_spent for candidate in self._candidates.values())
+        for source, candidate in self._candidates.items():
+            if self._lanes >= self.means.lanes_max:
+                return float("inf")
+            second = candidate.lanes == 1 and candidate.is_proved and at_hand < LANES_WANTED
+            if candidate.lanes and not second:
+                continue
+            if candidate.due <= now or not (self._lanes or candidate.is_spent):
+                candidate.lanes += 1
+                self._lanes += 1
+                nursery.start_soon(self._run_lane, source, candidate, nursery.cancel_scope)
+            else:
+                next_due = min(next_due, candidate.due)
+        return next_due
+
+    async def _run_lane(self, source: Source, candidate: _Candidate, scope: trio.CancelScope) -> None:
+        """One connection from beginning to end."""
+        brought = _Brought()
+        self.means.records.opened(source)
+        try:
+            async with connect(source, self.shard, self.means.identity, self.means.limits) as connection:
+                await self._use(connection, source, brought)
+            self._end(candidate, brought.pieces, POLL_S)
+        except (BadPeer, Busy) as error:
+            self._note_failure(source, candidate, error, brought.pieces)
+        except Refused as error:
+            self._fail(error, scope)
+        finally:
+            self.means.records.closed(source)
+            candidate.lanes -= 1
+            self._lanes -= 1
+            self._wake()
+
+    def _note_failure(self, source: Source, candidate: _Candidate, error: BadPeer | Busy, pieces: int) -> None:
+        self.means.records.failed(source, error, trio.current_time())
+        self._add_reason(f"{source}: {error}")
+        if isinstance(error, BadPeer):
+            log.warning("dropped the source %s: %s", source, error)
+            candidate.due, candidate.is_spent = float("inf"), True
+            return
+        log.info("the source %s failed: %s", source, error)
+        self._end(candidate, pieces, min(RETRY_S_MAX, RETRY_S_MIN * 2 ** min(candidate.failures, 16)))
+        candidate.failures += not pieces
+
+    def _end(self, candidate: _Candidate, pieces: int, pause_s: float) -> None:
+        """A connection ended without a wrong byte: one that brought something may be made again at once."""
+        candidate.is_spent = not pieces
+        candidate.due = trio.current_time() + (0.0 if pieces else pause_s)
+        if pieces:
+            candidate.failures = 0
+
+    # What a connection does
+
+    async def _use(self, connection: Connection, source: Source, brought: "_Brought") -> None:
+        """Take run after run, until the shard is whole or this source has had nothing to give for a while."""
+        holding = await self._ask(connection)
+        lane = self._queue.join(holding.have, holding.coming)
+        self._sources[lane] = source
+        receiver = _Receiver(self, source, lane, brought)
+        working = asked = trio.current_time()
+        refusal: Lacks | None = None
+        try:
+            while self._queue.missing:
+                if refusal and (lane.refused.bit_count() >= REFUSALS_MAX or not self._queue.can_use(lane)):
+                    raise refusal
+                now = trio.current_time()
+                if now - asked >= (HEAR_S if lane.have == self._queue.everything else POLL_S):
+                    holding = await self._ask(connection)
+                    self._queue.update(lane, holding.have, holding.coming)
+                    asked = trio.current_time()
+                if run := self._queue.take(lane, now, brought.rate()):
+                    try:
+                        await self._bring(connection, run, receiver)
+                    except Lacks as error:
+                        log.info("the source %s does not give %s", source, error)
+                        self._queue.refuse(lane, error.piece)
+                        refusal = error
+                    self._queue.finish(lane)
+                    working = trio.current_time()
+                    brought.seconds += working - now
+                elif now - working > STARVED_S:
+                    self._add_reason(f"{source} has none of the missing pieces")
+                    return
+                else:
+                    await self._wait(now + WATCH_S)
+        finally:
+            self._queue.leave(lane)
+            del self._sources[lane]
+
+    async def _ask(self, connection: Connection) -> Holding:
+        """What the source has by now; who else may have some is heard of."""
+        holding = await connection.holding()
+        self.hear_of(holding.others)
+        return holding
+
+    async def _bring(self, connection: Connection, run: Run, receiver: "_Receiver") -> None:
+        if run.silent is not None:
+            seconds = trio.current_time() - run.silent.heard
+            self._note_silent(self._sources[run.silent], run.pieces.start, seconds)
+        self._note_coming()
+        await connection.fetch(run.pieces, receiver)
+
+    def _note_coming(self) -> None:
+        self.coming = self._queue.asked().to_bytes(self.shard.piece_count // 8 + 1, "little")
+
+    def _note_silent(self, source: Source, index: int, seconds: float) -> None:
+        trouble = f"slow: piece {index} of shard {self.shard.sha256.hex()} has not come, nothing for {seconds:.1f} s"
+        log.warning("the source %s is %s; another one is asked", source, trouble)
+        self.means.records.slow(source, trouble)
+
+    def arrived(self, source: Source, lane: Lane, brought: "_Brought", index: int) -> None:
+        """A lane's thread proved and wrote a piece."""
+        now, size = trio.current_time(), piece_bytes(self.shard.size, index)
+        brought.pieces += 1
+        brought.bytes += size
+        self.means.records.brought(source, size, now)
+        if not self._candidates[source].is_proved:
+            self._candidates[source].is_proved = True
+            self._wake()
+        if self._queue.arrived(lane, index, now):
+            self._meter.add(size, now)
+            self._bytes_here += size
+            self.on_bytes(self._bytes_here)
+            if not self._queue.missing:
+                self._wake()
+
+    # Waiting
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _wait(self, until: float) -> None:
+        with trio.move_on_at(until):
+            await self._changed.wait()
+
+    def _add_reason(self, reason: str) -> None:
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+@dataclass
+class _Brought:
+    """What one connection has brought, and in how long."""
+
+    pieces: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def rate(self) -> float:
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+
+class _Receiver:
+    """What a lane's worker thread does with each piece."""
+
+    def __init__(self, flight: Flight, source: Source, lane: Lane, brought: _Brought) -> None:
+        self._flight = flight
+        self._about = source, lane, brought
+        self._share = Share(flight.means.pace, str(source))
+        self._token = trio.lowlevel.current_trio_token()
+
+    def expect(self, size_bytes: int) -> None:
+        self._share.take(size_bytes)
+
+    def take(self, index: int, piece: memoryview) -> None:
+        if self._flight.partial.write(index, piece):
+            self._token.run_sync_soon(self._flight.arrived, *self._about, index)
+
+    def wake(self) -> None:
+        self._share.close()
