@@ -23,7 +23,7 @@ from ledger import keys, record
 from ledger import state as ledger_state
 from ledger.keys import Key
 from node import state
-from tests.benchmarks import authorities, joining, peers, replay, report
+from tests.benchmarks import authorities, finality, joining, peers, replay, report
 from tests.benchmarks.disk import Disk
 from tests.benchmarks.peers import Peer, Step
 from tests.ledger import world
@@ -49,7 +49,8 @@ CONFIG = world.make_config(accounts=OPERATORS)
 NOTE = """Medians of 3, taken in turns. Ours checks seal, certificate, signatures and roots, decodes events and writes \
 to disk, synced. The peers only execute, in memory: no seal, no disk. eth-tester is called in its own process; hardhat \
 and anvil are sent JSON-RPC over HTTP, which is part of their time. Starts are of synthetic chains: valid event \
-records, written without executing them."""
+records, written without executing them. Times to final and to a receipt are of node processes that share this \
+machine's cores."""
 
 
 def node_id(operator: int) -> str:
@@ -225,6 +226,7 @@ def main() -> None:
     rows.append(compare_replay())
     rows += replay.rows(CONFIG, transaction_records)
     rows += authorities.rows()
+    rows += finality.rows()
     report.publish("ledger", rows, NOTE)
     disk.show(f"on disk at {BLOCK_TRANSACTIONS} transactions a block, bytes for each transaction", count)
 
