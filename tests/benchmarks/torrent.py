@@ -1,7 +1,7 @@
 """libtorrent as `make bench-shards` uses it: a seeder in one process, a downloader in another.
 
-`python -m tests.benchmarks.torrent seed FILE` prints its port and seeds; `... fetch FILE PORT FOLDER` downloads that file
-into FOLDER and prints the seconds it took. Both make the same v2 torrent out of FILE, with pieces of 1 MiB.
+`python -m tests.benchmarks.torrent seed FILE` prints its port and seeds; `... fetch FILE PORT FOLDER` downloads that
+file into FOLDER and prints the seconds it took. Both use the same v2 torrent of FILE, with pieces of 1 MiB.
 """
 
 from __future__ import annotations
@@ -32,7 +32,14 @@ def session() -> Any:
     import libtorrent as lt
 
     off = dict.fromkeys(("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp"), False)
-    return lt.session({"listen_interfaces": "127.0.0.1:0", "allow_multiple_connections_per_ip": True, **off})
+    # As it comes, whoever connects waits up to 15 s until it is unchoked.
+    at_once = {
+        "unchoke_slots_limit": -1,
+        "unchoke_interval": 1,
+        "mixed_mode_algorithm": 0,
+        "enable_incoming_utp": False,
+    }
+    return lt.session({"listen_interfaces": "127.0.0.1:0", "enable_outgoing_utp": False, **at_once, **off})
 
 
 def seed(file: Path) -> None:
@@ -45,9 +52,13 @@ def seed(file: Path) -> None:
 
 
 def fetch(file: Path, port: int, folder: Path) -> None:
+    import libtorrent as lt
+
     info, downloader = torrent(file), session()
     began = time.perf_counter()
     handle = downloader.add_torrent({"ti": info, "save_path": str(folder)})
+    while handle.status().state in {lt.torrent_status.checking_files, lt.torrent_status.checking_resume_data}:
+        time.sleep(POLL_S)  # a peer that is named earlier is forgotten
     handle.connect_peer(("127.0.0.1", port))
     while not handle.status().is_seeding:
         time.sleep(POLL_S)
