@@ -7,6 +7,7 @@ fits; there is no sidecar that could lie. Knows no peers: whoever brings a wrong
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ class PartialShard:
         self._whole = sha256()
         self._whole_next = 0
         self._whole_lock = threading.Lock()
+        self._buffer = memoryview(bytearray(PIECE_SIZE))
         self._is_followed = True
         self._on_close: list[Callable[[], None]] = []
         self._descriptor = self._open()
@@ -68,15 +70,25 @@ class PartialShard:
             existing = os.fstat(self._descriptor).st_size
             if existing > self.size_bytes:
                 os.ftruncate(self._descriptor, self.size_bytes)
-            buffer = memoryview(bytearray(PIECE_SIZE))
-            for index in range(piece_count(min(existing, self.size_bytes))):
-                piece = buffer[: self._piece_size(index)]
+        if existing == 0:
+            return
+        with ThreadPoolExecutor(1) as executor:
+            following = executor.submit(self.follow)
+            try:
+                self._find_pieces(min(existing, self.size_bytes))
+            finally:
+                self.stop_following()
+            following.result()
+        self._is_followed = True
+
+    def _find_pieces(self, existing_bytes: int) -> None:
+        buffer = memoryview(bytearray(PIECE_SIZE))
+        for index in range(piece_count(existing_bytes)):
+            piece = buffer[: self._piece_size(index)]
+            with explained("reading", self._path):
                 count = read_exactly(self._descriptor, piece, index * PIECE_SIZE)
-                if count == len(piece) and sha256(piece).digest() == self._piece_hash(index):
-                    self._present[index] = 1
-                    if index == self._whole_next:
-                        self._whole.update(piece)
-                        self._whole_next += 1
+            if count == len(piece) and sha256(piece).digest() == self._piece_hash(index):
+                self._note_present(index)
 
     @property
     def allocated_bytes(self) -> int:
@@ -117,6 +129,10 @@ class PartialShard:
             raise BadPeer(f"piece {index} of shard {self.shard_hash.hex()} came with wrong bytes (SHA-256 differs)")
         with explained("writing", self._path):
             write_all(self._descriptor, data, index * PIECE_SIZE)
+        return self._note_present(index)
+
+    def _note_present(self, index: int) -> bool:
+        """Whether it is new."""
         with self._came:
             new = not self._present[index]
             self._present[index] = 1
@@ -128,7 +144,7 @@ class PartialShard:
         `stop_following`. Blocks, so it has a thread of its own. The bytes come out of the page cache, and are handed
         to the disk here: then commit() has little left to wait for."""
         while self._wait_for_next():
-            self._catch_up()
+            self._hash_next()
 
     def stop_following(self) -> None:
         with self._came:
@@ -150,7 +166,8 @@ class PartialShard:
             raise Conflict(
                 f"shard {self.shard_hash.hex()} still misses {len(missing):,} of {self.piece_count:,} pieces"
             )
-        self._catch_up()
+        while self._whole_next < self.piece_count:
+            self._hash_next()
         digest = self._whole.digest()
         if digest != self.shard_hash:
             # Every piece fits the manifest and the whole does not fit the ledger: fetching again cannot help.
@@ -193,15 +210,13 @@ class PartialShard:
     def _piece_hash(self, index: int) -> bytes:
         return self._piece_hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE]
 
-    def _catch_up(self) -> None:
-        """Take the pieces that lie there without a gap into the shard's hash, read back from the file."""
-        buffer = memoryview(bytearray(PIECE_SIZE))
+    def _hash_next(self) -> None:
+        """Take the next piece into the shard's hash, read back from the file."""
         with self._whole_lock, explained("reading", self._path):
-            while self._whole_next < self.piece_count and self._present[self._whole_next]:
-                offset = self._whole_next * PIECE_SIZE
-                piece = buffer[: self._piece_size(self._whole_next)]
-                read_exactly(self._descriptor, piece, offset)
-                self._whole.update(piece)
-                self._whole_next += 1
-                if self._whole_next % WRITTEN_BACK_PIECES == 0:
-                    begin_writing_back(self._descriptor, offset + PIECE_SIZE, WRITTEN_BACK_PIECES * PIECE_SIZE)
+            offset = self._whole_next * PIECE_SIZE
+            piece = self._buffer[: self._piece_size(self._whole_next)]
+            read_exactly(self._descriptor, piece, offset)
+            self._whole.update(piece)
+            self._whole_next += 1
+            if self._whole_next % WRITTEN_BACK_PIECES == 0:
+                begin_writing_back(self._descriptor, offset + PIECE_SIZE, WRITTEN_BACK_PIECES * PIECE_SIZE)

@@ -12,10 +12,12 @@ import trio.testing
 from contracts import events
 from contracts.calls import AnnounceShards, WithdrawShards
 from contracts.errors import Busy, Conflict, NoSpace, NotAllowed, NotFound
+from node.network.addresses import parse_data
 from node.network.fetching.progress import FetchProgress
-from node.replication import RETRY_S
+from node.network.sources import GatewaySource, MirrorSource, PeerSource
+from node.replication import RETRY_S, peer_sources
 from tests.node.cluster import flip
-from tests.node.fakes import OURS, THEIRS, Surroundings, surroundings
+from tests.node.fakes import DATA_ENDPOINT, OURS, THEIRS, Surroundings, surroundings
 
 
 @pytest.fixture
@@ -248,6 +250,22 @@ async def test_the_periodic_scrub_survives_a_damaged_manifest(
     await until(around, lambda: around.replication.statistics().pieces_damaged == 1)
     assert around.held() == {0, 2, 3}
     nursery.cancel_scope.cancel()
+
+
+async def test_sources_are_the_other_holders_and_the_models_mirrors(around: Surroundings) -> None:
+    around.replay.add(
+        events.MirrorAdded("m", "1", "http", "https://example.org/models/"),
+        events.MirrorAdded("m", "1", "ipfs", "http://127.0.0.1:8080"),
+        events.MirrorAdded("m", "1", "ipfs", "bafy-no-address"),
+        events.ShardsAnnounced(OURS, "m", "1", (0,)),
+    )
+    peer = PeerSource(THEIRS, parse_data(DATA_ENDPOINT))
+    mirrors = [MirrorSource("https://example.org/models"), GatewaySource("http://127.0.0.1:8080")]
+    assert around.replication.sources(around.model, 0) == [peer, *mirrors]
+    around.replay.add(events.ShardsWithdrawn(THEIRS, "m", "1", (0,)))
+    assert around.replication.sources(around.model, 0) == mirrors
+    around.replay.add(events.NodeLeft(THEIRS))
+    assert peer_sources(around.replay.state.members, THEIRS) == []
 
 
 async def test_nobody_has_it(around: Surroundings) -> None:
