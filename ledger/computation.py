@@ -1,15 +1,16 @@
 """py-evm's computation of one call, with the code executed as Python (ledger.runs).
 
 py-evm spends some ten Python calls on an opcode as small as PUSH1, and more on a call from contract to contract than
-on what is called. Here a transaction's call and the static calls inside it are done over py-evm's state without
-touching it; what the first one wrote and logged is handed to py-evm when it ended well. What runs do not know, and any
+on what is called. Here a transaction's call and the static calls inside it are done over a state without changing
+it; what the first one wrote and logged is taken over by whoever asked for it. What runs do not know, and any
 error but out of gas, makes the whole call py-evm's from its beginning. The tests hold both ways against each other on
 random code. py-evm's debug2 trace shows what py-evm executes, so nothing of this.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
 
 from eth.constants import GAS_COPY, GAS_LOGDATA, GAS_LOGTOPIC, GAS_SHA3WORD
 from eth.exceptions import OutOfGas, Revert
@@ -30,12 +31,26 @@ SSTORE_GAS_MIN: Final = 2301
 PRECOMPILES: Final = frozenset(CancunComputation.get_precompiles())
 
 
-class Scope:
-    """What the calls of one transaction share: the state as they leave it, none of it in py-evm's yet."""
+IsWarm = Callable[[bytes, int | None], bool]
+"""Of a contract, or one of its slots: whether it is warm from the start (EIP-2929). Sender and proposer are, and
+have no code to call."""
 
-    def __init__(self, state: Any, address: bytes) -> None:
-        self.state = state
-        self.timestamp = int(state.timestamp)
+
+class State(Protocol):
+    """As much of a state as calls ask for."""
+
+    def get_code(self, address: bytes) -> bytes: ...
+
+    def get_storage(self, address: bytes, slot: int) -> int: ...
+
+
+class Scope:
+    """What the calls of one transaction share: the state as they leave it, which the one below does not know yet."""
+
+    def __init__(self, state: State, address: bytes, timestamp: int, is_warm: IsWarm) -> None:
+        self._state = state
+        self._is_warm = is_warm
+        self.timestamp = timestamp
         self.slots: dict[bytes, dict[int, int]] = {address: {}}
         """The accounts that are warm, and of each the slots that are, and what is in them."""
         self.warmed: list[tuple[bytes, int | None]] = []
@@ -47,24 +62,24 @@ class Scope:
 
     def load(self, address: bytes, slot: int) -> int:
         """What is in a slot that is not here yet; what that costs has to be charged before."""
-        value = int(self.state.get_storage(address, slot))
+        value = int(self._state.get_storage(address, slot))
         self.slots[address][slot] = value
         self.warmed.append((address, slot))
         return value
 
     def slot_cost(self, address: bytes, slot: int) -> int:
         """What it costs to come to a slot that is not here yet."""
-        return WARM_STORAGE_READ_COST if self.state.is_storage_warm(address, slot) else COLD_SLOAD_COST
+        return WARM_STORAGE_READ_COST if self._is_warm(address, slot) else COLD_SLOAD_COST
 
     def code(self, address: bytes) -> tuple[int, bytes]:
         """What it costs to come to a contract, and its code. Raises HandOver when it has none of its own."""
         cost = WARM_STORAGE_READ_COST
         if address not in self.slots:
-            if address != self.state.coinbase and not self.state.is_address_warm(address):
+            if not self._is_warm(address, None):
                 cost = COLD_ACCOUNT_ACCESS_COST
             self.slots[address] = {}
             self.warmed.append((address, None))
-        code = bytes(self.state.get_code(address))
+        code = self._state.get_code(address)
         if not code or address in PRECOMPILES:
             raise HandOver
         return cost, code
@@ -99,7 +114,7 @@ class Frame:
         self.returned = b""
         """What the last call inside this one returned."""
         self.output = b""
-        self.reverted = False
+        self.is_reverted = self.is_starved = False
 
     def execute(self) -> None:
         program = program_of(self.code)
@@ -115,7 +130,15 @@ class Frame:
 
     def revert(self, gas: int, start: int, size: int) -> None:
         self.end(gas, start, size)
-        self.reverted = True
+        self.is_reverted = True
+
+    def starve(self) -> None:
+        """It ran out of gas: all is gone."""
+        self.gas, self.output, self.is_starved = 0, b"", True
+
+    def written(self) -> Iterator[tuple[int, int]]:
+        """The slots that were written, and what is in them now."""
+        return ((slot, int(self.slots[slot])) for slot in self.scope.original)
 
     # Memory
 
@@ -196,7 +219,7 @@ class Frame:
         if gas < 0:
             raise OutOfGas
         gas = self.grow(gas, start + size) if size else gas
-        self.scope.logs.append((self.address, topics, bytes(self.memory[start : start + size])))
+        self.scope.logs.append((self.address, tuple(map(int, topics)), bytes(self.memory[start : start + size])))
         return gas
 
     def static_call(
@@ -219,13 +242,14 @@ class Frame:
         try:
             call.execute()
         except OutOfGas:
-            call.gas, call.output, call.reverted = 0, b"", True
-        if call.reverted:
+            call.starve()
+        failed = call.is_reverted or call.is_starved
+        if failed:
             scope.cool(inside)
         self.returned = call.output
         found = call.output[:out_size]
         self.memory[out : out + len(found)] = found
-        return gas - given + call.gas, not call.reverted
+        return gas - given + call.gas, not failed
 
 
 def _refund(original: int, current: int, value: int) -> int:
@@ -243,18 +267,20 @@ def _refund(original: int, current: int, value: int) -> int:
     return refund
 
 
-def _executed(state: Any, message: Any) -> Frame | None:
-    """A transaction's call done here, its gas 0 when that was too little; None when py-evm has to do it."""
-    scope = Scope(state, message.to)
-    frame = Frame(
-        scope, message.code, message.to, message.sender, message.value, bytes(message.data), message.gas, message.depth
-    )
+def executed(
+    state: State, timestamp: int, is_warm: IsWarm, address: bytes, caller: bytes, value: int, data: bytes, gas: int
+) -> Frame | None:
+    """A transaction's call, executed; None when py-evm has to do it. The state is not changed by it."""
+    code = state.get_code(address)
+    if not code or address in PRECOMPILES:
+        return None
+    frame = Frame(Scope(state, address, timestamp, is_warm), code, address, caller, value, data, gas, 0)
     try:
         frame.execute()
     except HandOver:
         return None
     except OutOfGas:
-        frame.gas = -1
+        frame.starve()
     return frame
 
 
@@ -265,21 +291,33 @@ class LedgerComputation(CancunComputation):
     def apply_computation(
         cls, state: Any, message: Any, transaction_context: Any, parent_computation: Any = None
     ) -> LedgerComputation:
-        is_first = parent_computation is None and not message.is_create and message.to not in PRECOMPILES
-        frame = _executed(state, message) if is_first else None
+        is_first = parent_computation is None and not message.is_create
+        frame = _executed_over(state, message) if is_first else None
         if frame is None:
             return super().apply_computation(state, message, transaction_context, parent_computation)
         with cls(state, message, transaction_context) as computation:
             computation.contracts_created = []
-            if frame.gas < 0:
+            if frame.is_starved:
                 raise OutOfGas
             computation._gas_meter.gas_remaining = frame.gas
             computation.output = frame.output
-            if frame.reverted:
+            if frame.is_reverted:
                 raise Revert(frame.output)
             computation._gas_meter.gas_refunded = frame.scope.refund
-            for slot in frame.scope.original:
-                state.set_storage(message.to, slot, int(frame.slots[slot]))
-            for address, topics, data in frame.scope.logs:
-                computation.add_log_entry(address, tuple(map(int, topics)), data)
+            for slot, new in frame.written():
+                state.set_storage(message.to, slot, new)
+            for log in frame.scope.logs:
+                computation.add_log_entry(*log)
         return computation
+
+
+def _executed_over(state: Any, message: Any) -> Frame | None:
+    """The same over py-evm's state."""
+
+    def is_warm(address: bytes, slot: int | None) -> bool:
+        if slot is None:
+            return bool(state.is_address_warm(address))
+        return bool(state.is_storage_warm(address, slot))
+
+    to, sender, value, data = message.to, message.sender, message.value, bytes(message.data)
+    return executed(state, int(state.timestamp), is_warm, to, sender, value, data, message.gas)

@@ -104,7 +104,7 @@ def outcome(kind: type[Any], code: bytes, data: bytes, gas: int, other: bytes) -
 def is_ours(code: bytes, data: bytes, gas: int, other: bytes) -> bool:
     """Whether py-evm is not asked to execute it."""
     message = Message(gas, SELF, CALLER, 5, data, code, should_transfer_value=False)
-    return computation._executed(Accounts({SELF: code, OTHER: other}), message) is not None
+    return computation._executed_over(Accounts({SELF: code, OTHER: other}), message) is not None
 
 
 def same(code: bytes, data: bytes = b"", gas: int = 100_000, other: bytes = b"") -> dict[str, Any]:
