@@ -29,9 +29,10 @@ from ledger.execution import Executed, Execution
 from ledger.keys import Key
 from ledger.record import BlockRecord, TransactionRecord
 from ledger.snapshot import Snapshot
-from ledger.state import Nodes, ReadNode
+from ledger.state import Nodes
 from ledger.store import Store
 from ledger.transactions import Transaction, decode
+from ledger.trie import ReadNode
 
 ANCESTORS_MAX = 256
 """How far back BLOCKHASH sees."""

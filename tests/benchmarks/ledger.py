@@ -19,8 +19,7 @@ from contracts import events
 from contracts.calls import AnnounceShards, Call, JoinNode, RegisterModel
 from contracts.types import ShardHash
 from genesis.block import set_up_calls
-from ledger import keys, record
-from ledger import state as ledger_state
+from ledger import keys, record, trie
 from ledger.keys import Key
 from node import state
 from tests.benchmarks import authorities, finality, joining, peers, replay, report
@@ -101,8 +100,8 @@ def sealed(block_transactions: int, count: int) -> list[bytes]:
 def forget() -> None:
     """Make this process what it was before it saw the blocks: nothing of them is read, decoded or recovered already."""
     keys.recover.cache_clear()
-    ledger_state._decoded.cache_clear()
-    ledger_state._path.cache_clear()
+    trie._decoded.cache_clear()
+    trie._path.cache_clear()
 
 
 def imported(blocks: list[bytes], count: int) -> float:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rlp
-from eth.constants import BLANK_ROOT_HASH
-from eth.db.account import AccountDB
+from eth.consensus.context import ConsensusContext
 from eth.db.atomic import AtomicDB
-from eth.db.backends.memory import MemoryDB
+from eth.db.chain import ChainDB
+from eth.vm.chain_context import ChainContext
 from eth.vm.forks.cancun.state import CancunState
+from eth_account import Account
 from eth_hash.auto import keccak
-from hypothesis import example, given
-from hypothesis import strategies as st
 from trie import HexaryTrie
-from trie.exceptions import MissingTrieNode
 
+from contracts.addresses import ADDRESSES
 from contracts.calls import (
     AddAuthority,
     AddMirror,
@@ -38,9 +37,10 @@ from contracts.calls import (
 from ledger import state
 from ledger.block import EXECUTION_DECIDES, child_header
 from ledger.chain import Chain
-from ledger.execution import Executed, LedgerVM
+from ledger.execution import Executed, Execution, LedgerVM, Overlay
 from ledger.keys import Key
-from ledger.state import Nodes, _Accounts, _Trie
+from ledger.state import Nodes
+from ledger.transactions import Transaction
 from tests.ledger.world import (
     ADMIN,
     AUTHORITY,
@@ -122,25 +122,83 @@ def executed(chain: Chain, raws: list[bytes]) -> Executed:
         return execution.finish()
 
 
-def test_every_block_is_what_plain_py_evm_makes_of_it(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def made_by_py_evm(chain: Chain, raws: list[bytes]) -> tuple[Any, list[bytes], list[str | None], dict[bytes, bytes]]:
+    """Header without the lists' roots, receipts, kinds of errors and state nodes, with nothing of ours in between."""
+    header = child_header(chain.tip.header, chain.tip.header.timestamp + 1, AUTHORITY.address, b"")
+    overlay = Overlay(chain.store.state_node)
+    database = AtomicDB(overlay)
+    vm = PlainVM(header, ChainDB(database), ChainContext(chain.chain_id), ConsensusContext(database))
+    receipts, errors = [], []
+    for raw in raws:
+        receipt, computation = vm.apply_transaction(header, chain.decode(raw).signed)
+        header = vm.add_receipt_to_header(header, receipt)
+        receipts.append(receipt.encode())
+        errors.append(type(computation.error).__name__ if computation.is_error else None)
+    vm.state.persist()
+    return header.copy(state_root=vm.state.state_root), receipts, errors, overlay.written
+
+
+class PlainVM(LedgerVM):
+    _state_class = CancunState
+
+
+def test_every_block_is_what_plain_py_evm_makes_of_it(chain: Chain) -> None:
     reasons = set()
     for block in BLOCKS:
         raws = signed(chain, block)
         ours = executed(chain, raws)
-        with monkeypatch.context() as patch:
-            patch.setattr(LedgerVM, "_state_class", CancunState)
-            plain = executed(chain, raws)
-        assert ours.header == plain.header
-        assert ours.records == plain.records
-        assert [r.encode() for r in ours.receipts] == [r.encode() for r in plain.receipts]
+        header, receipts, errors, nodes = made_by_py_evm(chain, raws)
+        roots = {name: getattr(ours.header, name) for name in ("transaction_root", "receipt_root")}
+        assert ours.header == header.copy(**roots)
+        assert [receipt.encode() for receipt in ours.receipts] == receipts
+        for record, error in zip(ours.records, errors, strict=True):
+            assert (record.reason is None) == (error is None)
+            assert error in {None, "Revert"} or record.reason == f"the call failed: {error}"
         # py-evm also writes again what it leaves as it was.
-        assert ours.state_nodes.items() <= plain.state_nodes.items()
-        for key in plain.state_nodes.keys() - ours.state_nodes.keys():
-            assert chain.store.state_node(key) == plain.state_nodes[key]
+        assert ours.state_nodes.items() <= nodes.items()
+        for key in nodes.keys() - ours.state_nodes.keys():
+            assert chain.store.state_node(key) == nodes[key]
         reasons |= {record.reason for record in ours.records}
         Builder(chain).grow(*raws)
     assert len(reasons) > 3
     assert {None, "the call failed: OutOfGas"} < reasons
+
+
+def test_what_is_py_evms_to_execute_fits_between_what_is_ours(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third transaction, and all of them."""
+    ours = Execution._execute
+
+    def all_but_every(n: int) -> Callable[[Execution, Transaction], Any]:
+        return lambda self, transaction: None if self.count % n == 0 else ours(self, transaction)
+
+    for block in BLOCKS:
+        raws = signed(chain, block)
+        whole = executed(chain, raws)
+        for n in (1, 3):
+            with monkeypatch.context() as patch:
+                patch.setattr(Execution, "_execute", all_but_every(n))
+                patch.setattr(LedgerVM, "_state_class", CancunState)
+                mixed = executed(chain, raws)
+            assert (mixed.header, mixed.records, mixed.receipts) == (whole.header, whole.records, whole.receipts)
+            assert whole.state_nodes.items() <= mixed.state_nodes.items()
+        Builder(chain).grow(*raws)
+
+
+def test_an_access_list_warms_what_it_names(chain: Chain) -> None:
+    """It costs what naming it costs, and what is named costs less."""
+    Builder(chain).grow(*signed(chain, BLOCKS[0]))
+    call = announce((0, 2))
+    fields = {"chainId": chain.chain_id, "nonce": chain.nonce(OPERATOR.address), "to": call.to, "gas": ENOUGH}
+    fields |= {"value": 0, "maxFeePerGas": 0, "maxPriorityFeePerGas": 0, "data": call.encode(), "type": 2}
+    used = []
+    for addresses, slots in (([], []), (["Models", "Members"], []), (["Accounts"], list(range(200)))):
+        keys = ["0x" + slot.to_bytes(32).hex() for slot in slots]
+        listed = [{"address": "0x" + ADDRESSES[name].hex(), "storageKeys": keys} for name in addresses]
+        raw = bytes(Account.sign_transaction({**fields, "accessList": listed}, OPERATOR.secret).raw_transaction)
+        ours, (header, receipts, _, _) = executed(chain, [raw]), made_by_py_evm(chain, [raw])
+        assert (ours.header.gas_used, [receipt.encode() for receipt in ours.receipts]) == (header.gas_used, receipts)
+        used.append(int(header.gas_used))
+    assert used[1] < used[0] < used[2]
 
 
 def test_a_fixed_chain_has_the_roots_it_always_had(chain: Chain) -> None:
@@ -172,94 +230,6 @@ def leaves(trie: HexaryTrie, path: tuple[int, ...] = ()) -> Iterator[bytes]:
         yield node.value
     for segment in node.sub_segments:
         yield from leaves(trie, path + tuple(segment))
-
-
-def test_trie_reads_what_py_evms_does() -> None:
-    """Of many shapes: empty, one leaf, extensions, branches with values, nodes that stand in their parent."""
-    for size in (0, 1, 2, 3, 17, 300):
-        nodes: dict[bytes, bytes] = {}
-        plain = HexaryTrie(nodes)
-        keys = [keccak(bytes([i % 256, i // 256]))[: 1 + i % 5] for i in range(size)]
-        for i, key in enumerate(keys):
-            plain[key] = b"v" * (1 + i % 40)
-        ours = _Trie(nodes, plain.root_hash)
-        for key in (*keys, b"", b"\0", *(key + b"\1" for key in keys), *(key[:-1] for key in keys)):
-            assert ours[key] == plain[key]
-        for key in keys[::2]:
-            del ours[key]
-            del plain[key]
-            assert ours.root_hash == plain.root_hash
-        if nodes and size > 100:
-            state._decoded.cache_clear()
-            del nodes[plain.root_hash]
-            for trie in (ours, plain):
-                with pytest.raises(MissingTrieNode):
-                    trie[keys[1]]
-
-
-def test_a_node_handed_out_is_the_callers_own() -> None:
-    """py-evm's trie changes nodes in place, also those that stand in their parent."""
-    nodes: dict[bytes, bytes] = {}
-    plain = HexaryTrie(nodes)
-    for key in (b"\x10", b"\x11", b"\x20"):
-        plain[key] = b"v" * 10
-    ours = _Trie(nodes, plain.root_hash)
-    handed_out = ours.get_node(plain.root_hash)
-    before = repr(handed_out)
-    (inside,) = (part for part in handed_out if isinstance(part, list) and len(part) == 2)
-    inside[1] = handed_out[0] = b"changed"
-    assert repr(ours.get_node(plain.root_hash)) == before
-
-
-slots = st.integers(0, 3)
-whom = st.sampled_from([address(number) for number in range(4)])
-operations = st.one_of(
-    st.tuples(st.just("set_balance"), whom, st.integers(0, 2)),
-    st.tuples(st.just("set_nonce"), whom, st.integers(0, 2)),
-    st.tuples(st.just("set_storage"), whom, slots, st.integers(0, 2)),
-    st.tuples(st.just("set_code"), whom, st.sampled_from([b"", b"code"])),
-    st.tuples(st.just("touch_account"), whom),
-    st.tuples(st.just("delete_account"), whom),
-    st.tuples(st.sampled_from(["record", "commit", "discard", "lock_changes"])),
-    st.just(("persist",)),
-)
-
-
-def do(both: list[AccountDB], checkpoints: list[list[Any]], name: str, arguments: list[Any]) -> None:
-    """One operation on both; what has nothing to take back, or cannot be with something to take back, is left out."""
-    if name == "record":
-        checkpoints.append([accounts.record() for accounts in both])
-    elif name in {"commit", "discard"}:
-        for accounts, checkpoint in zip(both, checkpoints.pop() if checkpoints else (), strict=False):
-            getattr(accounts, name)(checkpoint)
-    elif not checkpoints or name not in {"lock_changes", "persist"}:
-        for accounts in both:
-            getattr(accounts, name)(*arguments)
-
-
-def answers(accounts: AccountDB) -> list[Any]:
-    questions = ("account_exists", "account_is_empty", "get_nonce", "get_balance", "get_code")
-    found: list[Any] = [getattr(accounts, name)(address(number)) for name in questions for number in range(4)]
-    return found + [accounts.get_storage(address(number), slot) for slot in range(4) for number in range(4)]
-
-
-@given(done=st.lists(operations, max_size=40))
-@example(done=[("set_nonce", address(1), 1), ("persist",), ("delete_account", address(1))])
-def test_accounts_go_the_way_of_py_evms(done: list[tuple[Any, ...]]) -> None:
-    """Any changes, some taken back, over several blocks: the same answers, the same roots, every node they need."""
-    stores: list[dict[bytes, bytes]] = [{}, {}]
-    both = [
-        kind(AtomicDB(MemoryDB(store)), BLANK_ROOT_HASH)
-        for kind, store in zip((AccountDB, _Accounts), stores, strict=True)
-    ]
-    checkpoints: list[list[Any]] = []
-    for name, *arguments in [*done, *[("commit",)] * len(done), ("persist",)]:
-        do(both, checkpoints, name, arguments)
-        plain, ours = both
-        assert plain.state_root == ours.state_root
-        if name != "commit":
-            assert answers(plain) == answers(ours)
-    assert answers(AccountDB(AtomicDB(MemoryDB(stores[1])), ours.state_root)) == answers(plain)
 
 
 def test_nodes_are_read_once_and_forgotten_above_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
