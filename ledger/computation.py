@@ -1,19 +1,18 @@
-"""py-evm's computation of one call, with the code executed as Python (ledger.runs).
+"""Calls with the code executed as Python (ledger.runs), for ledger.shortcut.
 
 py-evm spends some ten Python calls on an opcode as small as PUSH1, and more on a call from contract to contract than
-on what is called. Here a transaction's call and the static calls inside it are done over a state without changing
-it; what the first one wrote and logged is taken over by whoever asked for it. What runs do not know, and any
-error but out of gas, makes the whole call py-evm's from its beginning. The tests hold both ways against each other on
-random code. py-evm's debug2 trace shows what py-evm executes, so nothing of this.
+on what is called. Here a transaction's call and the static calls inside it are done over a state without changing it;
+what the first one wrote and logged is taken over by whoever asked for it. What runs do not know, and any error but out
+of gas, is py-evm's to execute. The tests hold both ways against each other on random code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from eth.constants import GAS_COPY, GAS_LOGDATA, GAS_LOGTOPIC, GAS_SHA3WORD
-from eth.exceptions import OutOfGas, Revert
+from eth.exceptions import OutOfGas
 from eth.vm.computation import memory_gas_cost
 from eth.vm.forks.berlin.constants import COLD_ACCOUNT_ACCESS_COST, COLD_SLOAD_COST, WARM_STORAGE_READ_COST
 from eth.vm.forks.cancun.computation import CancunComputation
@@ -269,55 +268,14 @@ def _refund(original: int, current: int, value: int) -> int:
 
 def executed(
     state: State, timestamp: int, is_warm: IsWarm, address: bytes, caller: bytes, value: int, data: bytes, gas: int
-) -> Frame | None:
-    """A transaction's call, executed; None when py-evm has to do it. The state is not changed by it."""
+) -> Frame:
+    """A transaction's call, executed. The state is not changed by it. Raises HandOver when py-evm has to do it."""
     code = state.get_code(address)
     if not code or address in PRECOMPILES:
-        return None
+        raise HandOver
     frame = Frame(Scope(state, address, timestamp, is_warm), code, address, caller, value, data, gas, 0)
     try:
         frame.execute()
-    except HandOver:
-        return None
     except OutOfGas:
         frame.starve()
     return frame
-
-
-class LedgerComputation(CancunComputation):
-    """A call by the rules of Cancun. Nothing differs but how fast."""
-
-    @classmethod
-    def apply_computation(
-        cls, state: Any, message: Any, transaction_context: Any, parent_computation: Any = None
-    ) -> LedgerComputation:
-        is_first = parent_computation is None and not message.is_create
-        frame = _executed_over(state, message) if is_first else None
-        if frame is None:
-            return super().apply_computation(state, message, transaction_context, parent_computation)
-        with cls(state, message, transaction_context) as computation:
-            computation.contracts_created = []
-            if frame.is_starved:
-                raise OutOfGas
-            computation._gas_meter.gas_remaining = frame.gas
-            computation.output = frame.output
-            if frame.is_reverted:
-                raise Revert(frame.output)
-            computation._gas_meter.gas_refunded = frame.scope.refund
-            for slot, new in frame.written():
-                state.set_storage(message.to, slot, new)
-            for log in frame.scope.logs:
-                computation.add_log_entry(*log)
-        return computation
-
-
-def _executed_over(state: Any, message: Any) -> Frame | None:
-    """The same over py-evm's state."""
-
-    def is_warm(address: bytes, slot: int | None) -> bool:
-        if slot is None:
-            return bool(state.is_address_warm(address))
-        return bool(state.is_storage_warm(address, slot))
-
-    to, sender, value, data = message.to, message.sender, message.value, bytes(message.data)
-    return executed(state, int(state.timestamp), is_warm, to, sender, value, data, message.gas)

@@ -9,7 +9,7 @@ from contracts.errors import BadInput
 from contracts.events import ModelRegistered, NodeJoined
 from ledger.chain import Chain
 from ledger.execution import Execution
-from tests.ledger.world import ADMIN, EPOCH, OPERATOR, STRANGER, join, open_chain, raw_call, register
+from tests.ledger.world import ADMIN, EPOCH, OPERATOR, join, open_chain, raw_call, register
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
 
 @pytest.fixture
 def execution(chain: Chain) -> Iterator[Execution]:
-    with chain._execution(chain._imagined(EPOCH + 1, chain.tip), chain.tip) as execution:
+    with chain._execution(chain._imagined(EPOCH + 1), chain.tip) as execution:
         yield execution
 
 
@@ -43,7 +43,7 @@ def test_nothing_is_written_and_the_same_again_is_the_same(chain: Chain) -> None
     before = dict(chain.store._db.iterator())
     roots = set()
     for _ in range(2):
-        with chain._execution(chain._imagined(EPOCH + 1, chain.tip), chain.tip) as execution:
+        with chain._execution(chain._imagined(EPOCH + 1), chain.tip) as execution:
             execution.apply(chain.decode(raw_call(ADMIN, 0, register())))
             roots.add(execution.finish().header.hash)
     assert len(roots) == 1
@@ -57,15 +57,6 @@ def test_transaction_that_cannot_stand_here_changes_nothing(chain: Chain, execut
     good = execution.apply(chain.decode(raw_call(ADMIN, 0, register())))
     assert good.reason is None
     assert execution.count == 1
-
-
-def test_account_that_is_only_asked_about_is_not_made(chain: Chain, execution: Execution) -> None:
-    assert execution.nonce(STRANGER.address) == 0
-    with pytest.raises(BadInput, match="its nonce is 1, its sender's next is 0"):
-        execution.apply(chain.decode(raw_call(STRANGER, 1, register())))
-    with pytest.raises(BadInput, match=f"its nonce is {1 << 60}"):
-        execution.apply(chain.decode(raw_call(ADMIN, 1 << 60, register())))
-    assert execution.finish().header.state_root == chain.tip.header.state_root
 
 
 def test_call_that_fails_says_why_and_logs_nothing(chain: Chain, execution: Execution) -> None:

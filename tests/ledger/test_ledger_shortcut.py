@@ -1,18 +1,14 @@
-"""State with less done twice: each block is what plain py-evm makes of the same calls, its hashes what they were."""
+"""The shortcut: each block is what py-evm makes of the same calls; what differs is executed by py-evm."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rlp
-from eth.consensus.context import ConsensusContext
-from eth.db.atomic import AtomicDB
-from eth.db.chain import ChainDB
-from eth.vm.chain_context import ChainContext
-from eth.vm.forks.cancun.state import CancunState
 from eth_account import Account
 from eth_hash.auto import keccak
 from trie import HexaryTrie
@@ -34,13 +30,14 @@ from contracts.calls import (
     SetCoreModel,
     WithdrawShards,
 )
-from ledger import state
-from ledger.block import EXECUTION_DECIDES, child_header
-from ledger.chain import Chain
-from ledger.execution import Executed, Execution, LedgerVM, Overlay
+from contracts.errors import BadPeer
+from ledger import seal, shortcut, state
+from ledger.block import EXECUTION_DECIDES, SealedBlock, child_header
+from ledger.chain import Chain, Shortcut
+from ledger.execution import Executed
 from ledger.keys import Key
+from ledger.runs import HandOver
 from ledger.state import Nodes
-from ledger.transactions import Transaction
 from tests.ledger.world import (
     ADMIN,
     AUTHORITY,
@@ -53,6 +50,7 @@ from tests.ledger.world import (
     Builder,
     address,
     announce,
+    decode_sealed,
     enrol,
     import_block,
     join,
@@ -116,72 +114,32 @@ def signed(chain: Chain, block: list[Step]) -> list[bytes]:
 
 def executed(chain: Chain, raws: list[bytes]) -> Executed:
     header = child_header(chain.tip.header, chain.tip.header.timestamp + 1, AUTHORITY.address, b"")
+    return shortcut.execute(header, [chain.decode(raw) for raw in raws], chain.store.state_node)
+
+
+def made_by_py_evm(chain: Chain, raws: list[bytes]) -> Executed:
+    header = child_header(chain.tip.header, chain.tip.header.timestamp + 1, AUTHORITY.address, b"")
     with chain._execution(header, chain.tip) as execution:
         for raw in raws:
             execution.apply(chain.decode(raw))
         return execution.finish()
 
 
-def made_by_py_evm(chain: Chain, raws: list[bytes]) -> tuple[Any, list[bytes], list[str | None], dict[bytes, bytes]]:
-    """Header without the lists' roots, receipts, kinds of errors and state nodes, with nothing of ours in between."""
-    header = child_header(chain.tip.header, chain.tip.header.timestamp + 1, AUTHORITY.address, b"")
-    overlay = Overlay(chain.store.state_node)
-    database = AtomicDB(overlay)
-    vm = PlainVM(header, ChainDB(database), ChainContext(chain.chain_id), ConsensusContext(database))
-    receipts, errors = [], []
-    for raw in raws:
-        receipt, computation = vm.apply_transaction(header, chain.decode(raw).signed)
-        header = vm.add_receipt_to_header(header, receipt)
-        receipts.append(receipt.encode())
-        errors.append(type(computation.error).__name__ if computation.is_error else None)
-    vm.state.persist()
-    return header.copy(state_root=vm.state.state_root), receipts, errors, overlay.written
-
-
-class PlainVM(LedgerVM):
-    _state_class = CancunState
-
-
-def test_every_block_is_what_plain_py_evm_makes_of_it(chain: Chain) -> None:
+def test_every_block_is_what_py_evm_makes_of_it(chain: Chain) -> None:
     reasons = set()
     for block in BLOCKS:
         raws = signed(chain, block)
-        ours = executed(chain, raws)
-        header, receipts, errors, nodes = made_by_py_evm(chain, raws)
-        roots = {name: getattr(ours.header, name) for name in ("transaction_root", "receipt_root")}
-        assert ours.header == header.copy(**roots)
-        assert [receipt.encode() for receipt in ours.receipts] == receipts
-        for record, error in zip(ours.records, errors, strict=True):
-            assert (record.reason is None) == (error is None)
-            assert error in {None, "Revert"} or record.reason == f"the call failed: {error}"
+        ours, theirs = executed(chain, raws), made_by_py_evm(chain, raws)
+        assert (ours.header, ours.records, ours.transactions) == (theirs.header, theirs.records, theirs.transactions)
+        assert [receipt.encode() for receipt in ours.receipts] == [receipt.encode() for receipt in theirs.receipts]
         # py-evm also writes again what it leaves as it was.
-        assert ours.state_nodes.items() <= nodes.items()
-        for key in nodes.keys() - ours.state_nodes.keys():
-            assert chain.store.state_node(key) == nodes[key]
+        assert ours.state_nodes.items() <= theirs.state_nodes.items()
+        for key in theirs.state_nodes.keys() - ours.state_nodes.keys():
+            assert chain.store.state_node(key) == theirs.state_nodes[key]
         reasons |= {record.reason for record in ours.records}
         Builder(chain).grow(*raws)
     assert len(reasons) > 3
     assert {None, "the call failed: OutOfGas"} < reasons
-
-
-def test_what_is_py_evms_to_execute_fits_between_what_is_ours(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every third transaction, and all of them."""
-    ours = Execution._execute
-
-    def all_but_every(n: int) -> Callable[[Execution, Transaction], Any]:
-        return lambda self, transaction: None if self.count % n == 0 else ours(self, transaction)
-
-    for block in BLOCKS:
-        raws = signed(chain, block)
-        whole = executed(chain, raws)
-        for n in (1, 3):
-            with monkeypatch.context() as patch:
-                patch.setattr(Execution, "_execute", all_but_every(n))
-                patch.setattr(LedgerVM, "_state_class", CancunState)
-                mixed = executed(chain, raws)
-            assert (mixed.header, mixed.records, mixed.receipts) == (whole.header, whole.records, whole.receipts)
-            assert whole.state_nodes.items() <= mixed.state_nodes.items()
-        Builder(chain).grow(*raws)
 
 
 def test_an_access_list_warms_what_it_names(chain: Chain) -> None:
@@ -195,9 +153,9 @@ def test_an_access_list_warms_what_it_names(chain: Chain) -> None:
         keys = ["0x" + slot.to_bytes(32).hex() for slot in slots]
         listed = [{"address": "0x" + ADDRESSES[name].hex(), "storageKeys": keys} for name in addresses]
         raw = bytes(Account.sign_transaction({**fields, "accessList": listed}, OPERATOR.secret).raw_transaction)
-        ours, (header, receipts, _, _) = executed(chain, [raw]), made_by_py_evm(chain, [raw])
-        assert (ours.header.gas_used, [receipt.encode() for receipt in ours.receipts]) == (header.gas_used, receipts)
-        used.append(int(header.gas_used))
+        ours, theirs = executed(chain, [raw]), made_by_py_evm(chain, [raw])
+        assert ours.header == theirs.header
+        used.append(int(theirs.header.gas_used))
     assert used[1] < used[0] < used[2]
 
 
@@ -209,6 +167,62 @@ def test_a_fixed_chain_has_the_roots_it_always_had(chain: Chain) -> None:
     roots = rlp.encode([[header[name] for name in sorted(EXECUTION_DECIDES)] for header in headers])
     receipts = b"".join(b"".join(chain.store.receipts(number)) for number in numbers)
     assert (f"0x{keccak(roots).hex()}", f"0x{keccak(receipts).hex()}") == (ROOTS, RECEIPTS)
+
+
+def test_blocks_from_others_take_it_and_those_made_here_do_not(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def count(header: Any, transactions: Any, read: Any) -> Executed:
+        taken.append(int(header.block_number))
+        return shortcut.execute(header, transactions, read)
+
+    monkeypatch.setattr(chain, "_shortcut", count)
+    data = Builder(chain).make(*signed(chain, BLOCKS[0]))
+    block = decode_sealed(data)
+    chain.execute_proposal(block.header(), block.transactions, EPOCH + 1_000_000, chain.tip)
+    assert taken == []
+    assert import_block(chain, data)
+    assert taken == [1]
+
+
+def wrong_root(header: Any, transactions: Any, read: Any) -> Executed:
+    found = shortcut.execute(header, transactions, read)
+    return replace(found, header=found.header.copy(state_root=b"\1" * 32), state_nodes={})
+
+
+def wrong_bloom(header: Any, transactions: Any, read: Any) -> Executed:
+    found = shortcut.execute(header, transactions, read)
+    return replace(found, header=found.header.copy(bloom=found.header.bloom ^ 1))
+
+
+def handed_over(header: Any, transactions: Any, read: Any) -> Executed:
+    raise HandOver
+
+
+@pytest.mark.parametrize("broken", [wrong_root, wrong_bloom, handed_over])
+def test_what_it_gets_wrong_is_executed_by_py_evm(
+    chain: Chain, tmp_path: Path, broken: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_chain(tmp_path / "other") as other:
+        monkeypatch.setattr(other, "_shortcut", broken)
+        for block in BLOCKS:
+            data = Builder(chain).grow(*signed(chain, block))
+            assert import_block(other, data)
+        assert other.tip == chain.tip
+        end = chain.tip.number + 1
+        assert list(other.store.records(0, end)) == list(chain.store.records(0, end))
+
+
+def test_it_saves_no_wrong_block(chain: Chain) -> None:
+    """Its seal and its votes are right: its authorities lie together."""
+    block = decode_sealed(Builder(chain).make(*signed(chain, BLOCKS[0])))
+    header = block.header()
+    unsealed = header.copy(extra_data=header.extra_data[: seal.UNSEALED_SIZE], state_root=b"\1" * 32)
+    lie = seal.seal(unsealed, AUTHORITY)
+    certificate = seal.certify(chain.tip.epoch, lie, [AUTHORITY])
+    with pytest.raises(BadPeer, match="are not what executing it gives"):
+        import_block(chain, SealedBlock(rlp.encode(lie), block.transactions, certificate).encode())
+    assert chain.tip.number == 0
 
 
 def test_every_state_of_every_block_can_be_read(chain: Chain) -> None:
