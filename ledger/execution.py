@@ -145,7 +145,7 @@ class Execution:
         self._check(transaction)
         ended = self._execute(transaction) or self._execute_by_py_evm(transaction)
         self._gas_used += ended.gas_used
-        receipt = encode_receipt(transaction.signed.type_id or 0, ended.reason is None, self._gas_used, ended.logs)
+        receipt = encode_receipt(transaction.type, ended.reason is None, self._gas_used, ended.logs)
         self._bloom |= receipt.bloom
         record = TransactionRecord(
             hash=transaction.hash,
@@ -172,11 +172,11 @@ class Execution:
 
     def _execute(self, transaction: Transaction) -> _Ended | None:
         """None, with nothing changed, when py-evm has to do it."""
-        to, sender, signed = transaction.to, transaction.sender, transaction.signed
+        to, sender = transaction.to, transaction.sender
         warm: set[tuple[bytes, int | None]] = {(to, None)}
-        for address, slots in signed.access_list:
+        for address, slots in transaction.access_list:
             warm |= {(address, slot) for slot in (None, *slots)}
-        gas = transaction.gas - signed.intrinsic_gas
+        gas = transaction.gas - transaction.intrinsic_gas
         frame = executed(
             self._state, self._timestamp, lambda *place: place in warm, to, sender, 0, transaction.data, gas
         )
