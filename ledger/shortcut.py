@@ -59,7 +59,7 @@ class _Block:
             raise HandOver
         used, reason, logs = self._execute(transaction)
         self.gas_used += used
-        receipt = encode_receipt(transaction.signed.type_id or 0, reason is None, self.gas_used, logs)
+        receipt = encode_receipt(transaction.type, reason is None, self.gas_used, logs)
         self.bloom |= receipt.bloom
         self.receipts.append(receipt)
         self.records.append(
@@ -76,11 +76,11 @@ class _Block:
 
     def _execute(self, transaction: Transaction) -> tuple[int, str | None, Sequence[RawLog]]:
         """The gas it used, why it failed if it did, and its logs."""
-        to, sender, signed = transaction.to, transaction.sender, transaction.signed
+        to, sender = transaction.to, transaction.sender
         warm: set[tuple[bytes, int | None]] = {(to, None)}
-        for address, slots in signed.access_list:
+        for address, slots in transaction.access_list:
             warm |= {(address, slot) for slot in (None, *slots)}
-        gas = transaction.gas - signed.intrinsic_gas
+        gas = transaction.gas - transaction.intrinsic_gas
         frame = executed(
             self.state, self._timestamp, lambda *place: place in warm, to, sender, 0, transaction.data, gas
         )
