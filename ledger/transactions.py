@@ -138,7 +138,7 @@ def _kind(raw: bytes) -> int:
         raise BadInput("not a signed Ethereum transaction: it begins with neither a type nor a list")
     if first != DYNAMIC_FEE_TYPE:
         raise BadInput(
-            f"transactions of type {first} are not taken: send a legacy (EIP-155) or a type 2 (EIP-1559) one"
+            f"not a signed Ethereum transaction of type 2 (EIP-1559) or a legacy one (EIP-155): it is of type {first}"
         )
     return first
 
