@@ -55,3 +55,16 @@ def fold(state: Accounts, sequence: Iterable[events.ContractEvent]) -> Accounts:
     for event in sequence:
         state = apply(state, event)
     return state
+
+
+def authorities_before(after: frozenset[Address], sequence: Iterable[events.ContractEvent]) -> frozenset[Address]:
+    """The authorities before these events, from those after them: the contract tells of real changes only."""
+    for event in reversed(tuple(sequence)):
+        match event:
+            case events.AuthorityAdded(account):
+                after -= {account}
+            case events.AuthorityRemoved(account, _):
+                after |= {account}
+            case _:
+                pass
+    return after

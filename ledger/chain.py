@@ -107,12 +107,17 @@ class Chain:
     def _load_tip(self, snapshot: Snapshot | None) -> Tip:
         head = self.store.head()
         assert head is not None
-        header = self.store.sealed(head[0]).header()
-        if (header.block_number, header.hash) != head:
-            raise self.store.corrupt(f"the newest block is not 0x{head[1].hex()}, which the head names")
         standing, start = (Standing(), 0) if snapshot is None else (snapshot.standing, snapshot.number + 1)
         self.store.check_records(start)
-        for record in self.store.records(start, head[0] + 1):
+        return self.load(head, standing, start)
+
+    def load(self, newest: tuple[int, bytes], standing: Standing, start: int) -> Tip:
+        """The tip that the block of this number and hash makes. `standing` is the one before block `start`. Raises
+        Corrupt."""
+        header = self.store.sealed(newest[0]).header()
+        if (header.block_number, header.hash) != newest:
+            raise self.store.corrupt(f"block {newest[0]} is not 0x{newest[1].hex()}, which is named as the newest")
+        for record in self.store.records(start, newest[0] + 1):
             standing = standing.after(record.hash, record.events())
         return Tip(header, standing.accounts, standing.epoch)
 
@@ -149,18 +154,20 @@ class Chain:
         """Raises BadInput; see ledger.transactions."""
         return decode(raw, self.chain_id, self.tip.header.gas_limit)
 
-    def nonce(self, account: Address) -> int:
-        """The nonce of the account's next transaction as of the head."""
-        with self._execution(self._imagined(self.tip.header.timestamp + 1), self.tip) as execution:
+    def nonce(self, account: Address, at: Tip | None = None) -> int:
+        """The nonce of the account's next transaction as of a final block, by default the head."""
+        at = at or self.tip
+        with self._execution(self._imagined(at.header.timestamp + 1, at), at) as execution:
             return execution.nonce(account)
 
-    def _imagined(self, timestamp: int) -> CancunBlockHeader:
+    @staticmethod
+    def _imagined(timestamp: int, parent: Tip) -> CancunBlockHeader:
         """The header of a block that nobody will seal."""
-        return blocks.child_header(self.tip.header, timestamp, NOBODY, seal.unsealed_extra_data(self.tip.epoch, 0))
+        return blocks.child_header(parent.header, timestamp, NOBODY, seal.unsealed_extra_data(parent.epoch, 0))
 
     def simulate(self, transaction: Transaction, timestamp: int) -> TransactionRecord:
         """How `transaction` would end in a block made now; nothing is kept."""
-        with self._execution(self._imagined(timestamp), self.tip) as execution:
+        with self._execution(self._imagined(timestamp, self.tip), self.tip) as execution:
             return execution.apply(transaction)
 
     # Blocks made here
@@ -254,19 +261,18 @@ class Chain:
         sealed = blocks.decode(data)
         header = sealed.header()
         if header.block_number <= self.tip.number:
-            self._check_known(header)
+            self.check_known(header)
             return None
         if header.block_number > self.tip.number + 1:
             raise Conflict(
                 f"block {header.block_number} is ahead, the head is {self.tip.number}: send the blocks before it first"
             )
-        with self._blaming_the_block(header):
-            blocks.check_header(header, self.tip.header, self.tip.epoch, self.tip.accounts, self.config, now)
-            seal.check_certificate(sealed.certificate, header, self.tip.epoch, tuple(self.tip.accounts.authorities))
+        check_final(sealed, header, self.tip, self.config, now)
         executed = undecided.get(bytes(header.hash)) or self._execute(header, sealed.transactions, self.tip)
         return executed, sealed.certificate
 
-    def _check_known(self, header: CancunBlockHeader) -> None:
+    def check_known(self, header: CancunBlockHeader) -> None:
+        """Raise BadPeer unless the block with this header's number, which is here, is this very block."""
         ours = self.store.record(header.block_number).hash
         if ours != header.hash:
             raise BadPeer(f"block {header.block_number} is final as 0x{ours.hex()}, the peer has 0x{header.hash.hex()}")
@@ -274,13 +280,13 @@ class Chain:
     def execute_proposal(self, header: CancunBlockHeader, raws: Sequence[bytes], now: float, parent: Tip) -> Executed:
         """Check and execute a child of `parent` that nobody has voted on yet. Raises BadPeer, or Busy when it is of a
         time that our clock has not reached."""
-        with self._blaming_the_block(header):
+        with blaming(header):
             blocks.check_header(header, parent.header, self.tip.epoch, self.tip.accounts, self.config, now)
         return self._execute(header, raws, parent)
 
     def _execute(self, header: CancunBlockHeader, raws: Sequence[bytes], parent: Tip) -> Executed:
         """Every check on a block whose header may be right, the cheap ones first, then its execution."""
-        with self._blaming_the_block(header):
+        with blaming(header):
             transactions = [self.decode(raw) for raw in raws]
             blocks.check_transactions(transactions, parent.accounts)
             start = blocks.child_header(parent.header, header.timestamp, header.coinbase, header.extra_data)
@@ -292,13 +298,21 @@ class Chain:
             raise BadPeer(f"block {header.block_number}: its roots, bloom or gas are not what executing it gives")
         return executed
 
-    @staticmethod
-    @contextmanager
-    def _blaming_the_block(header: CancunBlockHeader) -> Iterator[None]:
-        try:
-            yield
-        except (BadInput, NotAllowed) as error:
-            raise BadPeer(f"block {header.block_number}: {error}") from error
+
+@contextmanager
+def blaming(header: CancunBlockHeader) -> Iterator[None]:
+    """What is wrong with a block's parts is its sender's fault: BadPeer."""
+    try:
+        yield
+    except (BadInput, NotAllowed) as error:
+        raise BadPeer(f"block {header.block_number}: {error}") from error
+
+
+def check_final(sealed: SealedBlock, header: CancunBlockHeader, parent: Tip, config: GenesisConfig, now: float) -> None:
+    """Raise BadPeer unless header and certificate are a final child's of `parent`, Busy when its time is to come."""
+    with blaming(header):
+        blocks.check_header(header, parent.header, parent.epoch, parent.accounts, config, now)
+        seal.check_certificate(sealed.certificate, header, parent.epoch, tuple(parent.accounts.authorities))
 
 
 def genesis_record(genesis: GenesisBlock) -> BlockRecord:

@@ -4,7 +4,8 @@ Around the pure `ledger.simplex` this has the clock, the executions, the vote jo
 does all of it in turn, so that nothing moves under it but the head, which an import may push on at any await. Nothing
 runs while nothing is pending. Knows no sockets: `attach` gives a peer's outbox, `receive` takes what it sent.
 
-A node whose key is no authority's runs it too and stays silent until the key becomes one.
+A node whose key is no authority's runs it too, and is silent but for evidence (`ledger.evidence`) until the key becomes
+one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import trio
 from contracts.errors import BadInput, BadPeer
 from ledger import seal
 from ledger.chain import Tip
+from ledger.evidence import EvidenceSharing
 from ledger.exchange import Envelope, Message, Proposed, Status, decode, encode, lacking, status_of
 from ledger.keys import Key
 from ledger.ledger import Ledger
@@ -27,7 +29,7 @@ from ledger.peers import Outbox, Peer
 from ledger.resync import wait_past_lost_votes
 from ledger.simplex import Proposal, Root, Simplex
 from ledger.undecided import Undecided
-from ledger.votes import NO_BLOCK, Evidence, Kind, Votes, liar
+from ledger.votes import NO_BLOCK, Evidence, Kind, Votes
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Consensus:
         self._pace = pace or Pace()
         self.on_offence = on_offence
         self._peers: dict[str, Peer] = {}
+        self._sharing = EvidenceSharing(ledger, self._peers, self._blame)
         self._stirred = trio.Event()
         self._timeout_s = self._pace.timeout_s_min
         self._iterations_timed_out = 0
@@ -91,6 +94,7 @@ class Consensus:
         found = self._peers[peer] = Peer()
         if self._simplex.is_voting:
             self._tell_status(found)
+        self._sharing.stir()
         return found.outbox
 
     def detach(self, peer: str) -> None:
@@ -101,11 +105,12 @@ class Consensus:
         content is told to `on_offence` later."""
         envelope = decode(data)
         found = self._peers.get(peer)
-        if found is None or not self._simplex.is_voting:
+        is_evidence = isinstance(envelope.message, Evidence)
+        if found is None or not (self._simplex.is_voting or is_evidence):
             return
         self._messages_received += 1
         found.put(envelope)
-        self.stir()
+        (self._sharing if is_evidence else self).stir()
 
     def stir(self) -> None:
         """Have everything looked at again."""
@@ -141,9 +146,10 @@ class Consensus:
 
     async def run(self) -> None:
         """Take part for as long as it runs. Raises what the disk refused."""
-        await wait_past_lost_votes(self._ledger)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sharing.run)
             nursery.start_soon(self._stir_when_head_moves)
+            await wait_past_lost_votes(self._ledger)
             nursery.start_soon(self._stir_when_pool_grows)
             while True:
                 self._stirred = trio.Event()
@@ -155,6 +161,7 @@ class Consensus:
         while True:
             await self._ledger.wait_head(self._ledger.head.number)
             self.stir()
+            self._sharing.stir()
 
     async def _stir_when_pool_grows(self) -> None:
         sequence = 0
@@ -266,7 +273,9 @@ class Consensus:
                 case Votes() as votes:
                     self._simplex.add_votes(votes)
                 case Proposed() as message:
-                    await self._keep_evidence(self._undecided.read(name, message))
+                    evidence = self._undecided.read(name, message)
+                    if evidence is not None:
+                        await self._sharing.keep(evidence)
                 case Status() as status:
                     self._answer_status(peer, status)
         except (BadPeer, BadInput) as error:
@@ -274,12 +283,6 @@ class Consensus:
 
     def _blame(self, peer: str, reason: str) -> None:
         self.on_offence(peer, reason)
-
-    async def _keep_evidence(self, evidence: Evidence | None) -> None:
-        """Keep the first proof that an authority lied."""
-        if evidence is not None and (culprit := liar(evidence)) not in self._ledger.evidence:
-            log.error("authority 0x%s contradicts itself: evidence 0x%s", culprit.hex(), evidence.hash.hex())
-            await self._ledger.keep_evidence(culprit, evidence)
 
     def _answer_status(self, peer: Peer, status: Status) -> None:
         now = trio.current_time()
@@ -354,7 +357,7 @@ class Consensus:
         for votes in outcome.votes:
             self._broadcast(votes)
         for evidence in simplex.evidence.values():
-            await self._keep_evidence(evidence)
+            await self._sharing.keep(evidence)
         if is_late:
             self._iterations_timed_out += before in outcome.ballots and outcome.ballots[before].timed_out
             self._deadline = trio.current_time() + self._timeout_s

@@ -1,7 +1,7 @@
 """What authorities send one another, and what one of them has that another lacks. Pure; knows no sockets.
 
 Votes and proposals are sent once, to everyone; whatever gets lost is made good by statuses: who does not get on says
-what it has, and is answered with the rest.
+what it has, and is answered with the rest. Evidence goes to followers as well (`ledger.evidence`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contracts.limits import AUTHORITIES_MAX
 from ledger.block import BLOCK_TRANSACTIONS_MAX, PROPOSED_TRANSACTIONS_BYTES_MAX
 from ledger.seal import HEADER_BYTES_MAX
 from ledger.simplex import WINDOW, Simplex
-from ledger.votes import ITERATION_MAX, Hash, Iteration, Kind, Votes
+from ledger.votes import ITERATION_MAX, Evidence, Hash, Iteration, Kind, Votes
 
 MESSAGE_BYTES_MAX = PROPOSED_TRANSACTIONS_BYTES_MAX + (64 << 10)
 """A proposal of the largest size with its framing."""
@@ -58,11 +58,11 @@ class Status(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     rounds: Annotated[tuple[RoundStatus, ...], Meta(max_length=STATUS_ROUNDS_MAX)]
 
 
-Message = Votes | Proposed | Status
+Message = Votes | Proposed | Status | Evidence
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A message and the epoch it belongs to: in another one it means nothing."""
+    """A message and the epoch it belongs to: in another one it means nothing, but for evidence, which names its own."""
 
     epoch: Hash
     message: Message

@@ -1,14 +1,14 @@
 """Final blocks read back whole: header, transactions, receipts and logs; and the state after each.
 
-Everything here was written with its block and never changes, so it may be read from any thread; only `view_ahead` looks
-at the head and the clock. Logs come from the
-stored receipts, as the contracts wrote them; the bloom filter of a header tells which blocks need no look (Ethereum's
-yellow paper, section 4.3.1). Genesis has no transactions and so no logs. Knows no RPC.
+Everything here was written with its block and never changes, so it may be read from any thread; only `view_ahead` and
+`authorities_of` look at the head. Logs come from the stored receipts, as the contracts wrote them; the bloom filter of
+a header tells which blocks need no look (Ethereum's yellow paper, section 4.3.1). Genesis has no transactions and so
+no logs. Knows no RPC.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,47 +16,24 @@ import msgspec
 import rlp
 from eth_hash.auto import keccak
 
+from contracts.errors import NotFound
 from contracts.types import Address, TransactionHash
+from ledger.accounts import authorities_before
 from ledger.block import child_header
 from ledger.chain import NOBODY, Chain
+from ledger.receipts import RLP_LIST, Log, TransactionReceipt, decode_receipts
 from ledger.record import BlockRecord
-from ledger.seal import decode_header, unsealed_extra_data
-from ledger.transactions import DYNAMIC_FEE_TYPE, Transaction, decode
+from ledger.seal import decode_header, unsealed_extra_data, voters
+from ledger.staging import Parcel
+from ledger.transactions import Transaction, decode
 from ledger.view import View
 
 BLOOM_BITS = 2048
 BLOOM_FIELD = 6
 """Where the bloom filter stands among a header's fields."""
 
-RLP_LIST = 0xC0
-"""The first byte of an RLP list is at least this: a legacy transaction's and receipt's; typed ones begin below."""
-
 RLP_SHORT = 56
 """From so many bytes on, the length of an RLP item has bytes of its own."""
-
-
-@dataclass(frozen=True)
-class Log:
-    """What a contract wrote. `index` counts over the block."""
-
-    address: Address
-    topics: tuple[bytes, ...]
-    data: bytes
-    index: int
-    transaction_index: int
-
-
-@dataclass(frozen=True)
-class TransactionReceipt:
-    """How a transaction ended, as its block's receipt root commits to it. `bloom` is 256 bytes."""
-
-    type: int
-    succeeded: bool
-    gas_used_before: int
-    """Of the block, before this transaction."""
-    gas_used_after: int
-    bloom: bytes
-    logs: tuple[Log, ...]
 
 
 @dataclass(frozen=True)
@@ -127,7 +104,13 @@ class History:
         self._next_timestamp = next_timestamp
 
     def view(self, number: int) -> View:
-        """The state after a block, looked at from within that block."""
+        """The state after a block, looked at from within that block. Raises NotFound when a fast sync passed it by."""
+        start = self._store.state_start()
+        if 0 < number < start:
+            raise NotFound(
+                f"the state of block {number} is not here: this node joined at block {start} without executing what "
+                'was before; ask a node that did, or begin anew with ledger.sync = "full"'
+            )
         header = self.header(number)
         return View(self._store, self._chain.chain_id, bytes(header.state_root), header)
 
@@ -139,6 +122,25 @@ class History:
         head, epoch = self._chain.tip.header, self._chain.tip.epoch
         child = child_header(head, self._next_timestamp(), NOBODY, unsealed_extra_data(epoch, 0))
         return View(self._store, self._chain.chain_id, bytes(head.state_root), child)
+
+    def authorities_of(self, epoch: bytes) -> frozenset[Address] | None:
+        """Who the authorities of an epoch were: nobody when no epoch began with the block it names, None when this
+        chain has no such block. On trio's thread only.
+
+        It goes back from the head, from one change of the authorities to the one before.
+        """
+        begin, tip = self._store.number_of(epoch), self._chain.tip
+        if begin is None or begin > tip.number:  # a block is in the store a moment before it is the head
+            return None
+        authorities, at = tip.accounts.authorities, tip.epoch
+        while at != epoch:
+            number = self._store.number_of(at)
+            assert number is not None, "an epoch is named by a block of the chain"
+            if number <= begin:
+                return frozenset()
+            authorities = authorities_before(authorities, self._store.record(number).events())
+            at = self._store.sealed(number).certificate.epoch
+        return authorities
 
     def header(self, number: int) -> Any:
         """The Cancun header of a final block."""
@@ -165,14 +167,7 @@ class History:
 
     def receipts(self, number: int) -> tuple[TransactionReceipt, ...]:
         """The receipts of a block in order."""
-        found: list[TransactionReceipt] = []
-        logs = gas = 0
-        for index, data in enumerate(self._store.receipts(number)):
-            receipt = _decode_receipt(data, index, logs, gas)
-            logs += len(receipt.logs)
-            gas = receipt.gas_used_after
-            found.append(receipt)
-        return tuple(found)
+        return decode_receipts(self._store.receipts(number))
 
     def logs(self, criteria: Criteria, start: int, stop: int) -> Iterator[tuple[FoundLog, ...]]:
         """The logs meant of each block start <= number < stop, in order: a tuple for every block, often an empty one,
@@ -185,6 +180,40 @@ class History:
             logs = [log for receipt in self.receipts(number) for log in receipt.logs if criteria.match(log)]
             record = self._store.record(number) if logs else None
             yield () if record is None else tuple(_found(log, record) for log in logs)
+
+    def signers(self, number: int) -> tuple[Address, ...]:
+        """The authorities whose votes make a block's certificate; none for genesis."""
+        return voters(self._store.sealed(number).certificate)
+
+    # For peers
+
+    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
+        """Encoded blocks from `start` to the head: at most `count_max`, no more than `bytes_max` after the first."""
+        return [block for block, _ in self.parcels(start, count_max, bytes_max, with_receipts=False)]
+
+    def parcels(self, start: int, count_max: int, bytes_max: int, with_receipts: bool = True) -> list[Parcel]:
+        """The same, each with its receipts, or with nothing for them."""
+        found: list[Parcel] = []
+        left_bytes = bytes_max
+        for number in range(max(start, 1), min(start + count_max, self._chain.tip.number + 1)):
+            block = self._store.sealed_bytes(number)
+            receipts = self._store.receipts_rlp(number) if with_receipts else b""
+            left_bytes -= len(block) + len(receipts)
+            if left_bytes < 0 and found:
+                break
+            found.append((block, receipts))
+        return found
+
+    def state_nodes(self, keys: Sequence[bytes], bytes_max: int) -> list[bytes]:
+        """State nodes by their hashes: the first ones, up to one that is not here or over `bytes_max`."""
+        found: list[bytes] = []
+        left_bytes = bytes_max
+        for key in keys:
+            node = self._store.state_node(key)
+            if node is None or (left_bytes := left_bytes - len(node)) < 0:
+                break
+            found.append(node)
+        return found
 
     def _header_rlp(self, number: int) -> bytes:
         return msgspec.msgpack.decode(self._store.sealed_bytes(number), type=_HeaderOnly).header_rlp
@@ -201,24 +230,6 @@ def _found(log: Log, record: BlockRecord) -> FoundLog:
 def locate(receipt: TransactionReceipt, record: BlockRecord) -> tuple[FoundLog, ...]:
     """A receipt's logs with where they stand."""
     return tuple(_found(log, record) for log in receipt.logs)
-
-
-def _decode_receipt(data: bytes, index: int, logs_before: int, gas_before: int) -> TransactionReceipt:
-    """A receipt of ours: status, gas of the block so far, bloom filter, logs; typed ones after a byte (EIP-2718)."""
-    kind, payload = (0, data) if data[0] >= RLP_LIST else (data[0], data[1:])
-    assert kind in (0, DYNAMIC_FEE_TYPE), f"a receipt of type {kind}"
-    status, gas_after, bloom, logs = rlp.decode(payload)
-    return TransactionReceipt(
-        type=kind,
-        succeeded=status == b"\1",
-        gas_used_before=gas_before,
-        gas_used_after=int.from_bytes(gas_after, "big"),
-        bloom=bloom,
-        logs=tuple(
-            Log(Address(address), tuple(topics), content, logs_before + at, index)
-            for at, (address, topics, content) in enumerate(logs)
-        ),
-    )
 
 
 def _block_size(header_rlp: bytes, transactions: tuple[bytes, ...]) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ledger.answers import Account, Head, LedgerStatistics, Receipt
 from ledger.block import earliest_timestamp
 from ledger.chain import Chain, Tip
 from ledger.execution import Executed
+from ledger.fastsync import FastSync
 from ledger.history import History
 from ledger.keys import Key
 from ledger.pool import Pool
@@ -34,6 +36,7 @@ from ledger.proof import Proof
 from ledger.prover import Shows, prove
 from ledger.record import BlockRecord
 from ledger.simplex import Ballot
+from ledger.staging import Staging
 from ledger.store import Store
 from ledger.timing import Clock, in_thread
 from ledger.transactions import Transaction, check_enrolled
@@ -69,6 +72,7 @@ class Ledger:
         self._undecided: dict[bytes, Executed] = {}
         self._blocks_decided = self._blocks_imported = 0
         self.history = History(chain, self._next_timestamp)
+        self.fast_sync = FastSync(chain, clock, self._writing, self._end_staging)
         self._recover_journal()
 
     @staticmethod
@@ -142,35 +146,12 @@ class Ledger:
             raise NotFound(f"no block {number}: the head is {self._chain.tip.number}")
         return self._chain.store.record(number)
 
-    def header(self, number: int) -> Any:
-        """The Cancun header of a final block. Raises NotFound above the head."""
-        self.record(number)
-        return self._chain.store.sealed(number).header()
-
-    def signers(self, number: int) -> tuple[Address, ...]:
-        """The authorities whose votes make a final block's certificate; none for genesis. Raises NotFound above the
-        head."""
-        self.record(number)
-        return seal.voters(self._chain.store.sealed(number).certificate)
-
     def number_of(self, block_hash: bytes) -> int:
         """Raises NotFound for a hash that is no final block's."""
         number = self._chain.store.number_of(block_hash)
-        if number is None:
+        if number is None or number > self._chain.tip.number:
             raise NotFound(f"no final block 0x{block_hash.hex()}")
         return number
-
-    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
-        """Encoded blocks from `start` on: at most `count_max`, and no more than `bytes_max` after the first."""
-        found: list[bytes] = []
-        size_bytes = 0
-        for number in range(max(start, 1), min(start + count_max, self._chain.tip.number + 1)):
-            data = self._chain.store.sealed_bytes(number)
-            size_bytes += len(data)
-            if found and size_bytes > bytes_max:
-                break
-            found.append(data)
-        return found
 
     def receipt(self, transaction_hash: TransactionHash) -> Receipt | None:
         """None while the transaction is not in a final block."""
@@ -299,13 +280,23 @@ class Ledger:
 
     def _write(self, executed: Executed, certificate: seal.Certificate) -> _Final:
         """Commit a final block, and with it forget what can no longer enter one, and votes that no longer matter."""
-        tip = self._chain.tip_after(executed)
         nonces = {transaction.sender: transaction.nonce + 1 for transaction in executed.transactions}
-        stale = self._pool.stale(nonces, tip.accounts.enrolled)
-        is_new_epoch, iteration = tip.epoch != self._chain.tip.epoch, seal.iteration_of(executed.header)
+        final = self._final(self._chain.tip_after(executed), nonces)
+        self._chain.write(executed, certificate, tuple(final.stale), final.ballots_done)
+        return final
+
+    def _final(self, tip: Tip, nonces: Mapping[Address, int]) -> _Final:
+        """What `tip` makes stale as the head; `nonces` are the next ones of the accounts that sent."""
+        is_new_epoch, iteration = tip.epoch != self._chain.tip.epoch, seal.iteration_of(tip.header)
         ballots_done = tuple(n for n in self.ballots if is_new_epoch or n <= iteration)
-        self._chain.write(executed, certificate, tuple(stale), ballots_done)
-        return _Final(tip, stale, ballots_done)
+        return _Final(tip, self._pool.stale(nonces, tip.accounts.enrolled), ballots_done)
+
+    def _end_staging(self, staging: Staging) -> Callable[[], None]:
+        """Make the newest staged block the head on disk; what is returned makes it so here, on trio's thread."""
+        tip = staging.tip
+        final = self._final(tip, {sender: self._chain.nonce(sender, tip) for sender in self._pool.senders})
+        staging.end(tuple(final.stale), final.ballots_done)
+        return partial(self._adopt, final)
 
     def _adopt(self, final: _Final) -> None:
         self._chain.tip = final.tip
@@ -382,8 +373,9 @@ class Ledger:
     async def keep_evidence(self, liar: Address, evidence: Evidence) -> None:
         """Keep the first proof of each liar."""
         async with self._writing():
-            await in_thread(self._chain.store.write_evidence, liar, evidence)
-            self.evidence.setdefault(liar, evidence)
+            if liar not in self.evidence:
+                await in_thread(self._chain.store.write_evidence, liar, evidence)
+                self.evidence[liar] = evidence
 
     async def finalise(self, executed: Executed, certificate: seal.Certificate) -> None:
         """Write a block that became final; one that was imported meanwhile changes nothing."""

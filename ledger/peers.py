@@ -11,13 +11,20 @@ from dataclasses import dataclass, field
 
 import trio
 
+from contracts.limits import AUTHORITIES_MAX
+from contracts.types import Address
 from ledger.exchange import Envelope
+from ledger.rate import Rate
+from ledger.votes import Evidence
 
 INBOX_MAX = 512
 """Messages of one peer that wait to be read."""
 
 PEER_RATE = 100.0
 """Messages a second of one peer, after a burst of a full inbox: each may cost us the check of a signature."""
+
+EVIDENCE_MAX = 2 * AUTHORITIES_MAX
+"""Proofs that one peer sends in one connection; an honest one sends one for each liar there ever was."""
 
 OUTBOX_MAX = 512
 OUTBOX_BYTES_MAX = 32 << 20
@@ -32,13 +39,15 @@ class Outbox:
         self._filled = trio.Event()
         self.dropped = 0
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes) -> bool:
+        """Whether there was room."""
         if len(self._waiting) >= OUTBOX_MAX or self._size_bytes + len(data) > OUTBOX_BYTES_MAX:
             self.dropped += 1
-            return
+            return False
         self._waiting.append(data)
         self._size_bytes += len(data)
         self._filled.set()
+        return True
 
     async def take(self, bytes_max: int, count_max: int) -> list[bytes]:
         """The next messages, once there are any: at least one, and as many more as fit."""
@@ -62,25 +71,33 @@ class Peer:
 
     outbox: Outbox = field(default_factory=Outbox)
     takes_part: bool = False
-    """It has sent a message of consensus: only authorities do."""
+    """It has sent a message of consensus other than evidence: only authorities do."""
     told_at: float = float("-inf")
     """When it was last told our status; `heard_at`: when its own was last answered."""
     heard_at: float = float("-inf")
     dropped: int = 0
+    evidence: list[Evidence] = field(default_factory=list)
+    """What it sent that was not looked at, or that waits for its epoch."""
+    liars: set[Address] = field(default_factory=set)
+    """Against whom it has evidence: from us, or it told us."""
+    _evidence_left: int = EVIDENCE_MAX
     _inbox: deque[Envelope] = field(default_factory=deque)
-    _credit: float = INBOX_MAX
-    _credited_at: float = float("-inf")
+    _rate: Rate = field(default_factory=lambda: Rate(PEER_RATE, INBOX_MAX))
 
     def put(self, envelope: Envelope) -> None:
-        """Keep a message that it sent, while it keeps to its rate."""
-        now = trio.current_time()
-        self._credit = min(INBOX_MAX, self._credit + (now - self._credited_at) * PEER_RATE)
-        self._credited_at = now
-        if self._credit < 1 or len(self._inbox) >= INBOX_MAX:
-            self.dropped += 1
+        """Keep a message that it sent, while it keeps to its rate. Evidence, which is sent once only, has a place of
+        its own."""
+        if isinstance(envelope.message, Evidence):
+            if self._evidence_left:
+                self._evidence_left -= 1
+                self.evidence.append(envelope.message)
+            else:
+                self.dropped += 1
             return
-        self._credit -= 1
-        self._inbox.append(envelope)
+        if len(self._inbox) < INBOX_MAX and self._rate.take(trio.current_time()):
+            self._inbox.append(envelope)
+        else:
+            self.dropped += 1
 
     def next(self) -> Envelope | None:
         return self._inbox.popleft() if self._inbox else None

@@ -11,9 +11,12 @@ import msgspec
 
 from contracts.events import ContractEvent
 
+NOT_EXECUTED = "it failed; why, only nodes know that executed it"
+"""The reason of a failed transaction that came with its receipt: receipts tell that it failed, not why."""
+
 
 class TransactionRecord(msgspec.Struct, frozen=True, array_like=True):
-    """How one transaction ended. `reason` is None when it succeeded, else why the contract refused."""
+    """How one transaction ended. `reason` is None when it succeeded, else why the contract refused, or NOT_EXECUTED."""
 
     hash: bytes
     sender: bytes

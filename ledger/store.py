@@ -7,12 +7,14 @@ Keys (n is a block number, 8 bytes big-endian):
     t hash       n and index (4 bytes)       p seq       raw transaction accepted into the pool, not yet in a block
     s key        a state trie node or contract code
     v iteration  ballot: what this authority has said    x address   evidence that an authority lied
+    S            n and hash of the newest block of a fast sync that has not reached its end: the head is below
+    P            n where a fast sync ended: states of blocks before it are not here
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +43,9 @@ _SHORT_OR_GONE = ("No such file", "Invalid argument", "Not a directory", "Is a d
 """How LevelDB reports a file that is missing or shorter than it was, or a CURRENT that names something else."""
 
 _SEQUENCE_END = (1 << 64) - 1
+
+EncodedBlock = tuple[SealedBlock, BlockRecord, bytes]
+"""A block with its event record and its receipts in one RLP list: what is kept of each, but for state."""
 
 
 class Store:
@@ -150,12 +155,24 @@ class Store:
 
     def head(self) -> tuple[int, bytes] | None:
         """Number and hash of the newest final block; None before genesis is written."""
-        value = self._get(b"H")
+        return self._numbered(b"H", "head")
+
+    def staged(self) -> tuple[int, bytes] | None:
+        """Number and hash of the newest block of a fast sync that has not reached its end."""
+        return self._numbered(b"S", "newest staged block")
+
+    def _numbered(self, key: bytes, what: str) -> tuple[int, bytes] | None:
+        value = self._get(key)
         if value is None:
             return None
         if len(value) != _NUMBER.size + HASH_SIZE:
-            raise self.corrupt(f"its head is {value!r}")
+            raise self.corrupt(f"its {what} is {value!r}")
         return _NUMBER.unpack_from(value)[0], value[_NUMBER.size :]
+
+    def state_start(self) -> int:
+        """The number of the first block after genesis whose state is here: 1 unless a fast sync passed over some."""
+        value = self._get(b"P")
+        return 1 if value is None else int(_NUMBER.unpack(value)[0])
 
     def state_node(self, key: bytes) -> bytes | None:
         """A trie node or code by its Keccak hash."""
@@ -209,10 +226,14 @@ class Store:
             raise self.corrupt(f"the event record of block {number} says that it is block {record.number}'s")
         return record
 
+    def receipts_rlp(self, number: int) -> bytes:
+        """The RLP list of a block's encoded receipts, as it travels."""
+        return self._must(b"r" + _NUMBER.pack(number), f"the receipts of block {number}")
+
     def receipts(self, number: int) -> list[bytes]:
         """The encoded receipts of a block, in order."""
         try:
-            value: list[bytes] = rlp.decode(self._must(b"r" + _NUMBER.pack(number), f"the receipts of block {number}"))
+            value: list[bytes] = rlp.decode(self.receipts_rlp(number))
         except rlp.exceptions.RLPException as error:
             raise self.corrupt(f"the receipts of block {number}: {error}") from error
         return value
@@ -290,21 +311,51 @@ class Store:
         """Everything of one final block, in one synced batch: after a crash it is there whole or not at all."""
         head = self.head()
         assert record.number == (0 if head is None else head[0] + 1), "a final block is never written over another"
-        number = _NUMBER.pack(record.number)
-        puts = {
-            b"H": number + record.hash,
-            b"b" + number: block.encode(),
-            b"e" + number: records.encode(record),
-            b"r" + number: rlp.encode([receipt.encode() for receipt in receipts]),
-            b"h" + record.hash: number,
-        }
-        for index, transaction in enumerate(record.transactions):
-            puts[b"t" + transaction.hash] = _PLACE.pack(record.number, index)
+        puts = _puts(block, record, rlp.encode([receipt.encode() for receipt in receipts]))
+        puts[b"H"] = _NUMBER.pack(record.number) + record.hash
         for key, node in state_nodes.items():
             puts[b"s" + key] = node
-        done = [b"p" + _NUMBER.pack(sequence) for sequence in journal_done]
-        done += [b"v" + _NUMBER.pack(iteration) for iteration in ballots_done]
-        self._write(puts, tuple(done))
+        self._write(puts, _done(journal_done, ballots_done))
+
+    # A fast sync: final blocks and a state that are here before the head moves to them
+
+    def stage(self, found: Sequence[EncodedBlock]) -> None:
+        """Final blocks that follow on the newest staged one, without the states after them."""
+        puts: dict[bytes, bytes] = {}
+        for block, record, receipts_rlp in found:
+            puts |= _puts(block, record, receipts_rlp)
+            puts[b"S"] = _NUMBER.pack(record.number) + record.hash
+        self._write(puts)
+
+    def write_nodes(self, nodes: Mapping[bytes, bytes]) -> None:
+        """State nodes by their hashes."""
+        self._write({b"s" + key: node for key, node in nodes.items()})
+
+    def end_staging(self, journal_done: tuple[int, ...], ballots_done: tuple[int, ...]) -> None:
+        """Move the head to the newest staged block, whose state is whole."""
+        staged = self.staged()
+        assert staged is not None
+        number = _NUMBER.pack(staged[0])
+        self._write({b"H": number + staged[1], b"P": number}, (b"S", *_done(journal_done, ballots_done)))
+
+
+def _puts(block: SealedBlock, record: BlockRecord, receipts_rlp: bytes) -> dict[bytes, bytes]:
+    """A block under its keys."""
+    number = _NUMBER.pack(record.number)
+    puts = {
+        b"b" + number: block.encode(),
+        b"e" + number: records.encode(record),
+        b"r" + number: receipts_rlp,
+        b"h" + record.hash: number,
+    }
+    for index, transaction in enumerate(record.transactions):
+        puts[b"t" + transaction.hash] = _PLACE.pack(record.number, index)
+    return puts
+
+
+def _done(journal_done: tuple[int, ...], ballots_done: tuple[int, ...]) -> tuple[bytes, ...]:
+    """Keys that a final block makes superfluous."""
+    return (*(b"p" + _NUMBER.pack(n) for n in journal_done), *(b"v" + _NUMBER.pack(n) for n in ballots_done))
 
 
 def _lost_its_index(path: Path) -> bool:

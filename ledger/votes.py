@@ -73,7 +73,7 @@ def sign(key: Key, epoch: bytes, kind: Kind, iteration: int, block_hash: bytes) 
     return key.sign(digest(epoch, kind, iteration, block_hash))
 
 
-class Evidence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class Evidence(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=4):
     """Two statements that no honest authority signs both: two votes (one signature each) or two sealed headers."""
 
     epoch: Hash

@@ -30,14 +30,17 @@ from node.network.addresses import (
     DataAddress,
     control_address,
     data_address,
+    is_loopback,
     parse_control,
     parse_endpoints,
 )
 from node.network.control import ControlPlane
 from node.network.fetching.fetcher import Fetcher
 from node.network.identity import NodeIdentity
+from node.network.mdns import Mdns
 from node.network.pace import Pace
 from node.network.server import DataServer
+from node.network.session import SyncLimits
 from node.network.wire import DataLimits
 from node.replay import Replay
 from node.replication import Replication, peer_sources
@@ -155,6 +158,7 @@ async def assemble(
         wallet=wallet,
         peers=lambda: tuple(peer.node_id for peer in control.statistics().peers),
         lagging=lambda: control.statistics().lagging,
+        sync=lambda: control.statistics().sync,
         unreachable=lambda: control.statistics().unreachable,
         consensus=consensus,
         agreement=agreement,
@@ -231,6 +235,7 @@ async def _join_peers(
             except BadInput as error:
                 log.debug("member %s has an endpoint that is none: %s", member.node_id, error)
 
+    neighbours: list[Mdns] = []
     control = ControlPlane(
         identity,
         ledger,
@@ -239,11 +244,16 @@ async def _join_peers(
         listen_host=config.network.listen,
         listen_port=config.network.control_port,
         bootstrap=[parse_control(text) for text in config.network.bootstrap],
-        members=member_addresses,
+        members=lambda: [*member_addresses(), *(a for mdns in neighbours for a in mdns.addresses())],
         data_endpoint=data_endpoint,
+        limits=SyncLimits(fast_blocks_min=config.ledger.fast_blocks if config.ledger.sync == "fast" else None),
     )
     port: int = await nursery.start(control.run)
-    return control, control_address(identity.node_id, host, port)
+    address = control_address(identity.node_id, host, port)
+    if config.network.mdns and not is_loopback(config.network.listen):
+        neighbours.append(Mdns(ledger.genesis_hash, address, config.network.listen))
+        nursery.start_soon(neighbours[0].run)
+    return control, address
 
 
 def _advertised_host(config: Config) -> str:

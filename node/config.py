@@ -25,6 +25,9 @@ CONFIG_BYTES_MAX = 1 << 20
 
 GB = 1_000_000_000
 
+FAST_BLOCKS_MIN = 1_024
+"""Executing fewer blocks than this is a matter of seconds, and leaves the state after each of them."""
+
 RATE_MIN = 100_000
 """Bytes a second: with less, a piece would take longer than its receiver waits."""
 
@@ -60,6 +63,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_port: int = 9946
     bootstrap: tuple[str, ...] = ()
     """Peers to begin with: /ip4/HOST/tcp/PORT/p2p/NODE_ID."""
+    mdns: bool = True
+    """Find the network's nodes on this LAN, and be found; not while `listen` is loopback."""
     upload_rate: int = 0
     """Bytes of shards a second that are served, shared fairly among peers; 0: no limit."""
     download_rate: int = 0
@@ -70,6 +75,13 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Of these, connections of one node."""
     download_connections: int = 8
     """Connections that one shard is fetched over at once."""
+
+
+class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    sync: Literal["fast", "full"] = "fast"
+    """How a new node takes in a chain that is longer than `fast_blocks`: with receipts and the newest state, or by
+    executing every block."""
+    fast_blocks: int = FAST_BLOCKS_MIN
 
 
 class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,6 +102,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: NodeSettings = NodeSettings()
     rpc: RpcSettings = RpcSettings()
     network: NetworkSettings = NetworkSettings()
+    ledger: LedgerSettings = LedgerSettings()
     storage: StorageSettings = StorageSettings()
     inference: InferenceSettings = InferenceSettings()
 
@@ -133,6 +146,8 @@ control_port = {control_port}
 data_port = {data_port}
 # Peers to begin with, as `aigen status` prints them: "/ip4/192.0.2.7/tcp/9945/p2p/12D3KooW..."
 bootstrap = {bootstrap}
+# Find this network's nodes on the LAN and be found by them; not while `listen` is a loopback address.
+mdns = true
 # Bytes of shards a second, served (shared fairly among peers) and fetched. 0: no limit.
 upload_rate = 0
 download_rate = 0
@@ -140,6 +155,13 @@ download_rate = 0
 upload_connections = 64
 connections_per_peer = 8
 download_connections = 8
+
+[ledger]
+# How a new node takes in a chain of `fast_blocks` and more. fast: every block with its receipts, checked against what
+# two thirds of the authorities signed, and the newest state. full: by executing every block, which takes longer and
+# believes no authority.
+sync = "fast"
+fast_blocks = 1_024
 
 [storage]
 # Bytes of shards kept at most.
@@ -272,6 +294,10 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
             return kind(text)
         except ValueError as error:
             raise BadInput(f"{variable} is {text!r}: a number is expected") from error
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise BadInput(f"{variable} is {text!r}: true or false is expected")
+        return text == "true"
     if kind == tuple[str, ...]:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
@@ -304,6 +330,7 @@ def _check(path: Path, config: Config) -> None:
         "rpc.concurrent_requests": config.rpc.concurrent_requests,
         "rpc.log_blocks": config.rpc.log_blocks,
         "rpc.call_gas": config.rpc.call_gas,
+        "ledger.fast_blocks": config.ledger.fast_blocks,
         "storage.disk_budget": config.storage.disk_budget,
         "storage.scrub_interval_s": config.storage.scrub_interval_s,
         "inference.cache_size": config.inference.cache_size,

@@ -30,6 +30,7 @@ from node.config import Config
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Message, Parameters
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
+from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
@@ -102,6 +103,7 @@ class Service:
     wallet: Wallet
     peers: Callable[[], tuple[NodeId, ...]]
     lagging: Callable[[], tuple[NodeId, ...]]
+    sync: Callable[[], SyncStatistics]
     unreachable: Callable[[], Mapping[NodeId, str]]
     """Nodes that should be peers and are not, with the reason."""
     consensus: Consensus
@@ -183,6 +185,7 @@ class Service:
             endpoints=self.endpoints,
             peers=self.peers(),
             lagging_peers=self.lagging(),
+            sync=self.sync(),
             disk_budget=self.config.storage.disk_budget,
             disk_used=store.shard_bytes + store.partial_bytes,
             cache_budget=engine.cache.budget_bytes,

@@ -34,7 +34,13 @@ CONNECT_S = 5.0
 """How long a node waits for its first peer before it goes on alone; a peer that comes later is as welcome."""
 
 CATCH_UP_S = 15.0
-"""How long a connected node waits for a peer's next block before it goes on with the ledger it has."""
+"""How long a connected node waits for anything new from its peers before it goes on with the ledger it has."""
+
+LOOK_S = 0.5
+"""How often the progress is looked at meanwhile."""
+
+TELL_S = 10.0
+"""How often it is logged."""
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +98,17 @@ class Sequence:
         self.service.steps.note("replay the ledger", f"block {self.replay.number}")
 
     async def _follow_peers(self) -> bool:
-        """Whether the ledger is as far as the connected peers'; False when no new block came for a while."""
-        reached = -1
-        while reached < self.ledger.head.number:
-            reached = self.ledger.head.number
-            self.service.steps.note("replay the ledger", f"block {reached}, asking peers for more")
-            with trio.move_on_after(CATCH_UP_S):
+        """Whether the ledger is as far as the connected peers'; False when nothing new came for a while."""
+        reached, patience, told_at = (-1, -1), float("inf"), trio.current_time()
+        while (now := trio.current_time()) < patience:
+            sync = self.control.statistics().sync
+            self.service.steps.note("replay the ledger", str(sync))
+            if (sync.number, sync.nodes) != reached:
+                reached, patience = (sync.number, sync.nodes), now + CATCH_UP_S
+            if now >= told_at + TELL_S:
+                told_at = now
+                log.info("%s", sync)
+            with trio.move_on_after(LOOK_S):
                 await self.control.wait_caught_up()
                 return True
         return False

@@ -151,7 +151,7 @@ def block_info(ledger: Ledger, at: int | bytes | None) -> port.BlockInfo | None:
     """A final block by number or hash, the head for None; None when it is not known here."""
     try:
         number = ledger.number_of(at) if isinstance(at, bytes) else ledger.head.number if at is None else at
-        record, header = ledger.record(number), ledger.header(number)
+        record, header = ledger.record(number), ledger.history.header(number)
     except NotFound:
         return None
     return port.BlockInfo(
@@ -162,7 +162,7 @@ def block_info(ledger: Ledger, at: int | bytes | None) -> port.BlockInfo | None:
         state_root=bytes(header.state_root),
         gas_used=header.gas_used,
         proposer=seal.proposer_of(header) if number else None,
-        signers=ledger.signers(number),
+        signers=ledger.history.signers(number),
         transactions=tuple(TransactionHash(t.hash) for t in record.transactions) if number else (),
     )
 

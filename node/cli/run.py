@@ -292,6 +292,13 @@ def status(rpc_url: str, token: str | None, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def _sync(sync: dict[str, Any]) -> str:
+    if sync["mode"] == "idle":
+        return "done" if sync["number"] >= sync["target"] else f"block {sync['number']} of {sync['target']}"
+    nodes = f", {sync['nodes']:,} nodes so far" if sync["nodes"] else ""
+    return f"{sync['mode']}: {sync['number']:,} of {sync['target']:,}{nodes}"
+
+
 def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[str, Any]]) -> None:
     voting = f"votes, iteration {node['consensus']['iteration']}" if node["consensus"]["is_voting"] else "no"
     common.show_fields(
@@ -300,6 +307,7 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[s
             ("node", f"{node['node_id']} ({node['role']})"),
             ("operator", node["operator"]),
             ("network", f"{chain['name']}, chain id {chain['chain_id']}, block {chain['head_number']}"),
+            ("sync", _sync(node["sync"])),
             ("state", "{hash} after block {number}".format_map(chain["state_hashes"][-1])),
             *(("ALARM", alarm) for alarm in node["state_alarms"]),
             ("authority", voting),

@@ -134,6 +134,14 @@ def parse_endpoints(node_id: NodeId, endpoints: Iterable[str]) -> Endpoints:
     return Endpoints(tuple(control), tuple(data))
 
 
+def is_loopback(host: str) -> bool:
+    """Whether an address or host name to listen on is this machine's alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _check_length(text: str) -> None:
     if len(text) > ENDPOINT_CHARS_MAX:
         raise BadInput(f"{text[:32]!r}... has {len(text)} characters; an endpoint has at most {ENDPOINT_CHARS_MAX}.")

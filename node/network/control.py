@@ -14,6 +14,7 @@ import trio
 from contracts.errors import BadPeer, NotAllowed, Refused
 from contracts.types import NodeId
 from node.network.addresses import ControlAddress, DataAddress
+from node.network.failures import first_failure
 from node.network.host import FRAME_S_MAX, Host, open_host
 from node.network.identity import NodeIdentity
 from node.network.messages import (
@@ -23,6 +24,7 @@ from node.network.messages import (
     Deliver,
     Delivered,
     GetBlocks,
+    GetNodes,
     Hello,
     Request,
     Submitted,
@@ -37,6 +39,7 @@ from node.network.messages import (
 from node.network.peers import PeerBook
 from node.network.ports import ConsensusPort, LedgerPort, StartedPort, StatePort
 from node.network.session import Session, SyncLimits
+from node.network.sync import Sync, SyncStatistics
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class ControlStatistics:
     """Nodes that are not connected, with the reason."""
     lagging: tuple[NodeId, ...]
     """Connected nodes that stay behind what the others have: stuck, or serving an old chain."""
+    sync: SyncStatistics
     blocks_received: int
     blocks_served: int
     transactions_received: int
@@ -106,7 +110,9 @@ class ControlPlane:
         self._book = PeerBook(identity.node_id)
         self._sessions: dict[NodeId, Session] = {}
         self._dialling: set[NodeId] = set()
-        self._catching_up = trio.Lock()
+        self._sync = Sync(
+            ledger, lambda: [s for s in self._sessions.values() if s.is_welcome], self._limits.fast_blocks_min
+        )
         self._changed = trio.Event()
         self._host: Host | None = None
         self._nursery: trio.Nursery | None = None
@@ -131,6 +137,7 @@ class ControlPlane:
             ),
             unreachable={n: r for n, r in self._book.reasons().items() if n not in self._sessions},
             lagging=tuple(s.node_id for s in welcome if s.is_lagging()),
+            sync=self._sync.statistics(),
             blocks_received=self._gone_blocks_received + sum(s.blocks_received for s in self._sessions.values()),
             blocks_served=self._blocks_served,
             transactions_received=self._transactions_received,
@@ -234,9 +241,7 @@ class ControlPlane:
             answer_s_max = wait_s + self._limits.answer_s_max
             return decode_answer(await host.request(node_id, encode(request), ANSWER_BYTES_MAX, answer_s_max))
 
-        return Session(
-            node_id, self._ledger, self._consensus, self._state, ask, self._catching_up, self._limits.long_poll_s
-        )
+        return Session(node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits)
 
     def _on_disconnected(self, node_id: NodeId) -> None:
         session = self._sessions.get(node_id)
@@ -254,7 +259,7 @@ class ControlPlane:
                     self._book.succeeded(node_id)
                     log.info("connected to %s at block %d", node_id, session.head_number)
                     self._notify()
-                    await self._sync(session)
+                    await first_failure(session.pull, session.forward, session.deliver)
                 except BadPeer as error:
                     reason = str(error)
                     log.warning("dropped %s: %s", node_id, reason)
@@ -274,26 +279,10 @@ class ControlPlane:
         if host.is_connected(node_id):  # it came back while we were hanging up
             self._on_connected(node_id)
 
-    async def _sync(self, session: Session) -> None:
-        """Pull, forward and deliver side by side; the first that fails ends all with its own error."""
-        failures: list[Refused] = []
-
-        async def run(part: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
-            try:
-                await part()
-            except Refused as error:
-                failures.append(error)
-                scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for part in (session.pull, session.forward, session.deliver):
-                nursery.start_soon(run, part, nursery.cancel_scope)
-        if failures:
-            raise failures[0]
-
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+        self._sync.stir()
 
     # Serving
 
@@ -302,6 +291,9 @@ class ControlPlane:
         request = decode_request(frame)
         if node_id not in self._sessions:  # its first request may arrive before libp2p tells us of the connection
             self._on_connected(node_id)
+        session = self._sessions.get(node_id)
+        if session is not None and not session.rate.take(trio.current_time()):
+            raise BadPeer(f"more than {self._limits.requests_per_s:.0f} requests a second")
         reason = self._unfit(node_id, request)
         if reason:
             self._requests_refused += 1
@@ -331,6 +323,8 @@ class ControlPlane:
                 blocks = await session.answer_blocks(request)
                 self._blocks_served += len(blocks.blocks)
                 return blocks
+            case GetNodes():
+                return await session.answer_nodes(request)
             case SubmitTransactions():
                 return Submitted(tuple([await self._submit(session, raw) for raw in request.transactions]))
             case Deliver():

@@ -29,8 +29,11 @@ CONSENSUS_BYTES_MAX: Final = 1 << 20
 LONG_POLL_S_MAX: Final = 30.0
 REQUEST_BYTES_MAX: Final = 3 << 20
 """One proposal of the largest size (2 MiB and some, ledger.exchange) with its framing."""
-ANSWER_BYTES_MAX: Final = 5 << 20
-"""One block of the largest size (4 MiB, ledger.block) with its framing."""
+ANSWER_BYTES_MAX: Final = 12 << 20
+"""One block of the largest size (4 MiB, ledger.block) with its receipts, whose logs say again what its calls said."""
+NODES_MAX: Final = 512
+"""State nodes in one answer."""
+NODES_BYTES_MAX: Final = 1 << 20
 REASON_CHARS_MAX: Final = 512
 COMPRESSION_LEVEL: Final = 3
 
@@ -55,12 +58,22 @@ class Hello(Struct, frozen=True, tag=True):
 
 
 class GetBlocks(Struct, frozen=True, tag=True):
-    """Sealed blocks from `start` on. While there are none, the answer may take up to `wait_s`."""
+    """Sealed blocks from `start` on, or with `count` 0 just the head. While there is no block `start`, the answer may
+    take up to `wait_s`."""
 
     genesis_hash: Hash
     start: Annotated[int, Meta(ge=1, le=2**63 - 1)]
-    count: Annotated[int, Meta(ge=1, le=BLOCKS_MAX)]
+    count: Annotated[int, Meta(ge=0, le=BLOCKS_MAX)]
     wait_s: Annotated[float, Meta(ge=0, le=LONG_POLL_S_MAX)]
+    with_receipts: bool = False
+    """For who does not execute them."""
+
+
+class GetNodes(Struct, frozen=True, tag=True):
+    """Nodes of the state's tries by their hashes."""
+
+    genesis_hash: Hash
+    keys: Annotated[tuple[Hash, ...], Meta(min_length=1, max_length=NODES_MAX)]
 
 
 class SubmitTransactions(Struct, frozen=True, tag=True):
@@ -77,7 +90,7 @@ class Deliver(Struct, frozen=True, tag=True):
     messages: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=CONSENSUS_MAX)]
 
 
-Request = Hello | GetBlocks | SubmitTransactions | Deliver
+Request = Hello | GetBlocks | GetNodes | SubmitTransactions | Deliver
 
 
 class Welcome(Struct, frozen=True, tag=True):
@@ -94,6 +107,14 @@ class Blocks(Struct, frozen=True, tag=True):
     head_number: Number
     blocks: Annotated[tuple[bytes, ...], Meta(max_length=BLOCKS_MAX)]
     marks: Marks = ()
+    receipts: Annotated[tuple[bytes, ...], Meta(max_length=BLOCKS_MAX)] = ()
+    """Each block's, when they were asked for."""
+
+
+class Nodes(Struct, frozen=True, tag=True):
+    """The answer to GetNodes: the first of them, up to one that the sender has not or that would be too much."""
+
+    nodes: Annotated[tuple[bytes, ...], Meta(max_length=NODES_MAX)]
 
 
 class Submitted(Struct, frozen=True, tag=True):
@@ -112,7 +133,7 @@ class TurnedAway(Struct, frozen=True, tag=True):
     reason: Reason
 
 
-Answer = Welcome | Blocks | Submitted | Delivered | TurnedAway
+Answer = Welcome | Blocks | Nodes | Submitted | Delivered | TurnedAway
 
 _requests = msgspec.msgpack.Decoder(Request)
 _answers = msgspec.msgpack.Decoder(Answer)

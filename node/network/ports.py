@@ -1,6 +1,8 @@
 """What this room needs from its neighbours, said as Protocols so that it can be tested without them."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from contracts.types import NodeId, TransactionHash
@@ -12,6 +14,37 @@ class HeadPort(Protocol):
 
     @property
     def number(self) -> int: ...
+
+
+class HistoryPort(Protocol):
+    """The part of `ledger.history.History` that peers are served from."""
+
+    def parcels(self, start: int, count_max: int, bytes_max: int, with_receipts: bool) -> list[tuple[bytes, bytes]]: ...
+
+    def state_nodes(self, keys: Sequence[bytes], bytes_max: int) -> list[bytes]: ...
+
+
+class FastSyncPort(Protocol):
+    """`ledger.fastsync.FastSync`."""
+
+    @property
+    def is_possible(self) -> bool: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def nodes_seen(self) -> int: ...
+
+    async def open(self) -> None: ...
+
+    async def stage(self, parcels: Sequence[tuple[bytes, bytes]]) -> None: ...
+
+    async def wanted(self, count_max: int) -> list[bytes]: ...
+
+    async def give(self, asked: Sequence[bytes], nodes: Sequence[bytes]) -> None: ...
+
+    async def put_back(self, asked: Sequence[bytes]) -> None: ...
 
 
 class LedgerPort(Protocol):
@@ -28,7 +61,11 @@ class LedgerPort(Protocol):
 
     async def wait_head(self, after: int) -> HeadPort: ...
 
-    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]: ...
+    @property
+    def history(self) -> HistoryPort: ...
+
+    @property
+    def fast_sync(self) -> FastSyncPort: ...
 
     async def import_sealed(self, data: bytes) -> None: ...
 

@@ -5,7 +5,7 @@ misbehaves: that is raised as BadPeer and judged by the caller.
 """
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,19 +13,22 @@ import trio
 
 from contracts.errors import BadInput, BadPeer, NotAllowed
 from contracts.types import NodeId
+from ledger.rate import Rate
 from node.network.addresses import DataAddress, parse_data
 from node.network.messages import (
     BLOCKS_BYTES_MAX,
-    BLOCKS_MAX,
     CONSENSUS_BYTES_MAX,
     CONSENSUS_MAX,
     LONG_POLL_S_MAX,
+    NODES_BYTES_MAX,
     Answer,
     Blocks,
     Deliver,
     Delivered,
     GetBlocks,
+    GetNodes,
     Hello,
+    Nodes,
     Request,
     Submitted,
     SubmitTransactions,
@@ -34,6 +37,7 @@ from node.network.messages import (
 )
 from node.network.outbox import Outbox
 from node.network.ports import ConsensusPort, LedgerPort, StatePort
+from node.network.sync import Sync
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +59,15 @@ class SyncLimits:
     answer_s_max: float = 30.0
     redial_s_max: float = 5.0
     """How soon a changed list of members is noticed."""
+    requests_per_s: float = 200.0
+    """Of one peer, on average. An honest one waits for each answer, and asks less often than this over any link."""
+    requests_burst: float = 2_000.0
+    fast_blocks_min: int | None = None
+    """How far behind a new node takes the chain in without executing it; None: it always executes."""
 
 
 class Session:
-    """The conversation with one connected peer. `catching_up` is shared by all sessions of a node."""
+    """The conversation with one connected peer. `sync` is shared by all sessions of a node."""
 
     def __init__(
         self,
@@ -67,10 +76,10 @@ class Session:
         consensus: ConsensusPort,
         state: StatePort,
         ask: Ask,
-        catching_up: trio.Lock,
-        long_poll_s: float,
+        sync: Sync,
+        limits: SyncLimits,
     ) -> None:
-        assert 0 < long_poll_s <= LONG_POLL_S_MAX
+        assert 0 < limits.long_poll_s <= LONG_POLL_S_MAX
         self.node_id = node_id
         self.head_number = 0
         self.data_address: DataAddress | None = None
@@ -84,13 +93,14 @@ class Session:
         self.blocks_received = 0
         self.transactions_sent = 0
         self.outbox = Outbox()
+        self.rate = Rate(limits.requests_per_s, limits.requests_burst)
         self.scope = trio.CancelScope()
         self._ledger = ledger
         self._consensus = consensus
         self._state = state
         self._ask = ask
-        self._catching_up = catching_up
-        self._long_poll_s = long_poll_s
+        self._sync = sync
+        self._long_poll_s = limits.long_poll_s
 
     async def greet(self, data_endpoint: str | None) -> None:
         """Say hello. NotAllowed with the peer's reason when it turns us away."""
@@ -114,41 +124,51 @@ class Session:
         await self._state.compare(self.node_id, about.marks)
 
     async def pull(self) -> None:
-        """Import what the peer has and we lack, for as long as it runs.
+        """Take in what the peer has and we lack, for as long as it runs.
 
-        While the peer is known to be ahead, one session at a time downloads, so that a node that catches up does not
-        fetch the chain once from every peer; each batch gives the others their turn. At the head every session holds
-        a long poll, so a new block arrives by whichever path is fastest.
+        At the head every session holds a long poll for the peer's head, so that a new block is heard of by whichever
+        path is fastest. While peers are ahead, `sync` says who fetches what: no block is sent here twice.
         """
-        ledger = self._ledger
         while True:
-            if self.head_number > ledger.head.number:
-                async with self._catching_up:
-                    if self.head_number > ledger.head.number and not await self._pull_once(0):
-                        raise BadPeer(f"says its head is {self.head_number}, but has no block {ledger.head.number + 1}")
-                continue
-            asked = trio.current_time()
-            if not await self._pull_once(self._long_poll_s):
-                await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
+            if self.head_number > self._ledger.head.number:
+                await self._sync.follow(self)
+            else:
+                await self.wait_for_more(self._ledger.head.number)
 
-    async def _pull_once(self, wait_s: float) -> bool:
-        """Ask for the blocks after our head and import them; whether the peer is as far as it said."""
-        ledger = self._ledger
-        start = ledger.head.number + 1
-        answer = await self._request(GetBlocks(ledger.genesis_hash, start, BLOCKS_MAX, wait_s), wait_s)
+    async def wait_for_more(self, number: int) -> None:
+        """Learn the peer's head once it is above `number`, or what it is after a while."""
+        asked = trio.current_time()
+        answer = await self._ask_blocks(number + 1, 0, self._long_poll_s, with_receipts=False)
+        await self._state.compare(self.node_id, answer.marks)
+        if answer.head_number <= number:
+            await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
+
+    async def _ask_blocks(self, start: int, count: int, wait_s: float, *, with_receipts: bool) -> Blocks:
+        request = GetBlocks(self._ledger.genesis_hash, start, count, wait_s, with_receipts)
+        answer = await self._request(request, wait_s)
         if not isinstance(answer, Blocks):
             raise BadPeer(f"answered GetBlocks with {type(answer).__name__}")
+        if len(answer.blocks) > count or (with_receipts and len(answer.receipts) != len(answer.blocks)):
+            raise BadPeer(f"sent {len(answer.blocks)} blocks and {len(answer.receipts)} receipts for {count} blocks")
         self._note_head(answer.head_number)
-        for data in answer.blocks:
-            await ledger.import_sealed(data)
-            self.blocks_received += 1
-        expected = start + len(answer.blocks) - 1
-        if ledger.head.number < expected:
-            raise BadPeer(
-                f"sent {len(answer.blocks)} blocks for {start} to {expected}; they end at {ledger.head.number}"
-            )
-        await self._state.compare(self.node_id, answer.marks)
-        return bool(answer.blocks) or answer.head_number < start
+        self.blocks_received += len(answer.blocks)
+        return answer
+
+    # As a source of what we lack; see node.network.sync
+
+    async def fetch_blocks(self, start: int, count: int, with_receipts: bool) -> list[tuple[bytes, bytes]]:
+        answer = await self._ask_blocks(start, count, 0, with_receipts=with_receipts)
+        if not answer.blocks:
+            raise BadPeer(f"says its head is {answer.head_number}, but has no block {start}")
+        if not with_receipts:
+            return [(block, b"") for block in answer.blocks]
+        return list(zip(answer.blocks, answer.receipts, strict=True))
+
+    async def fetch_nodes(self, keys: Sequence[bytes]) -> tuple[bytes, ...]:
+        answer = await self._request(GetNodes(self._ledger.genesis_hash, tuple(keys)), 0)
+        if not isinstance(answer, Nodes):
+            raise BadPeer(f"answered GetNodes with {type(answer).__name__}")
+        return answer.nodes
 
     def _note_head(self, head_number: int) -> None:
         """A peer that stays behind is slow, or keeps blocks from us: what the others have tells."""
@@ -195,14 +215,17 @@ class Session:
         if ledger.head.number < request.start:
             with trio.move_on_after(request.wait_s):
                 await ledger.wait_head(request.start - 1)
-        head_number = ledger.head.number
-        blocks = await trio.to_thread.run_sync(ledger.sealed_blocks, request.start, request.count, BLOCKS_BYTES_MAX)
-        return Blocks(max(head_number, self._last(request, blocks)), tuple(blocks), await self._state.marks())
+        read, extent = ledger.history.parcels, (request.start, request.count, BLOCKS_BYTES_MAX)
+        parcels = await trio.to_thread.run_sync(read, *extent, request.with_receipts)
+        receipts = tuple(found for _, found in parcels) if request.with_receipts else ()
+        # The head is read after the blocks: it may have moved meanwhile, and is never below them.
+        blocks = tuple(block for block, _ in parcels)
+        return Blocks(ledger.head.number, blocks, await self._state.marks(), receipts)
 
-    @staticmethod
-    def _last(request: GetBlocks, blocks: list[bytes]) -> int:
-        """The number of the last block served: the head may have moved since it was read."""
-        return request.start + len(blocks) - 1
+    async def answer_nodes(self, request: GetNodes) -> Nodes:
+        """Serve the peer's fast sync."""
+        read = self._ledger.history.state_nodes
+        return Nodes(tuple(await trio.to_thread.run_sync(read, request.keys, NODES_BYTES_MAX)))
 
     async def _request(self, request: Request, wait_s: float) -> Answer:
         answer = await self._ask(request, wait_s)

@@ -23,6 +23,7 @@ from contracts.types import Address, TransactionHash
 from ledger.history import Criteria
 from ledger.ledger import Ledger
 from ledger.view import CallRequest, View
+from node.network.sync import SyncStatistics
 from node.rpc import ethereum_encoding as encoding
 from node.rpc import ethereum_params as params
 from node.rpc import following
@@ -49,8 +50,9 @@ T = TypeVar("T")
 class Ethereum:
     """The methods, and what they share: the ledger, the threads and the filters."""
 
-    def __init__(self, ledger: Ledger, limits: RpcLimits) -> None:
+    def __init__(self, ledger: Ledger, limits: RpcLimits, sync: Callable[[], SyncStatistics]) -> None:
         self._ledger = ledger
+        self._sync = sync
         self._limits = limits
         self._threads = Threads(limits.ledger_threads)
         self._filters = Filters(ledger, self._threads, limits)
@@ -109,9 +111,17 @@ class Ethereum:
         system = f"{platform.system().lower()}-{platform.machine()}"
         return f"aigen/v{package_version('aigen')}/{system}/python{platform.python_version()}"
 
-    async def syncing(self, _context: Context) -> bool:
-        """A node answers from its final blocks, whole up to the head: to its own knowledge it is never behind."""
-        return False
+    async def syncing(self, _context: Context) -> dict[str, str] | bool:
+        """False but while blocks come in that peers have had for longer; what is answered then is whole up to the head,
+        and old."""
+        sync = self._sync()
+        if sync.mode == "idle":
+            return False
+        return {
+            "startingBlock": encoding.quantity(sync.start),
+            "currentBlock": encoding.quantity(self._ledger.head.number),
+            "highestBlock": encoding.quantity(sync.target),
+        }
 
     async def accounts(self, _context: Context) -> list[str]:
         """Keys never travel: this node signs for nobody."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ledger.history import FinalBlock, FoundLog, TransactionReceipt, locate
+from ledger.history import FinalBlock, FoundLog, locate
+from ledger.receipts import TransactionReceipt
 from ledger.record import BlockRecord
 from ledger.seal import UNSEALED_SIZE
 from ledger.transactions import DYNAMIC_FEE_TYPE, Transaction

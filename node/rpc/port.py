@@ -1,10 +1,8 @@
 """What the RPC room asks of the node, and the frozen values it is answered with.
 
-`NodePort` is the whole of it: startup implements it, tests fake it. The field names are the names of the JSON
-answers (bytes become 0x-hex there), so a value from here is an answer as it stands. Knows no HTTP and no JSON.
-
-Reads are synchronous and come from projections, never from the EVM and never from a peer; only the `async` ones act.
-A method here raises the tree of contracts.errors; everything else that escapes is a bug.
+`NodePort` is the whole of it: the service implements it, tests fake it. The field names are the names of the JSON
+answers (bytes become 0x-hex there). Reads are synchronous and come from projections, never from the EVM and never from
+a peer; only the `async` ones act. What is raised is of contracts.errors; all else is a bug. Knows no HTTP and no JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from ledger.prover import Shows
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters
 from node.network.fetching.statistics import FetcherStatistics
+from node.network.sync import SyncStatistics
 
 Backend = Literal["peer", "http", "ipfs"]
 """How a location is fetched."""
@@ -245,6 +244,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     endpoints: tuple[str, ...]
     peers: tuple[NodeId, ...]
     lagging_peers: tuple[NodeId, ...]
+    sync: SyncStatistics
     disk_budget: int
     disk_used: int
     cache_budget: int

@@ -139,7 +139,7 @@ class RpcServer:
         self._node = node
         self._settings = settings
         self._limits = limits or RpcLimits.of(settings)
-        self._ethereum = None if ledger is None else Ethereum(ledger, self._limits)
+        self._ethereum = None if ledger is None else Ethereum(ledger, self._limits, lambda: node.node_info().sync)
         self._methods = {
             **(aigen_methods.table(node) if methods is None else methods),
             **(self._ethereum.table() if self._ethereum is not None else {}),

@@ -23,7 +23,7 @@ from ledger import keys, record
 from ledger import state as ledger_state
 from ledger.keys import Key
 from node import state
-from tests.benchmarks import authorities, peers, replay, report
+from tests.benchmarks import authorities, joining, peers, replay, report
 from tests.benchmarks.disk import Disk
 from tests.benchmarks.peers import Peer, Step
 from tests.ledger import world
@@ -221,6 +221,7 @@ def main() -> None:
     taken, target = [disk.file_bytes / count] * RUNS, [DISK_GOAL_BYTES] * RUNS
     what = f"disk for each transaction, {BLOCK_TRANSACTIONS} a block"
     rows.append(report.compared(what, "bytes", taken, "the goal", target, 1.0, less_is_better=True))
+    rows.append(joining.row(CONFIG, sealed(BLOCK_TRANSACTIONS, count), count, imported, forget))
     rows.append(compare_replay())
     rows += replay.rows(CONFIG, transaction_records)
     rows += authorities.rows()

@@ -119,7 +119,17 @@ FOLLOWING: dict[str, Point | HalfSnapshot] = {
 }
 """Where a node that takes its blocks from a peer dies; the first commit is genesis."""
 
-POINTS = SEALING | FOLLOWING
+JOINING: dict[str, Point | HalfSnapshot] = {
+    "blocks about to be staged": Point(Store, "stage", after=False, nth=3),
+    "blocks staged, not counted": Point(Store, "stage", after=True, nth=3),
+    "state nodes about to be written": Point(Store, "write_nodes", after=False, nth=4),
+    "state nodes written, not walked over": Point(Store, "write_nodes", after=True, nth=4),
+    "state whole, head not moved": Point(Store, "end_staging", after=False),
+    "head moved, not adopted": Point(Store, "end_staging", after=True),
+}
+"""Where a node dies that takes a peer's chain in without executing it."""
+
+POINTS = SEALING | FOLLOWING | JOINING
 
 
 def config() -> GenesisConfig:
@@ -153,7 +163,7 @@ async def _run_authority(path: Path, hour: int, senders: int, tell: Tell) -> Non
 
 async def _run_follower(path: Path, source: Path, tell: Tell) -> None:
     with open_ledger(source, CONFIG) as peer:
-        blocks = peer.sealed_blocks(1, 10_000, 1 << 30)
+        blocks = peer.history.sealed_blocks(1, 10_000, 1 << 30)
     ledger = Ledger.open(path, CONFIG, hourly_clock(10_000))
     replay = Replay(ledger, SNAPSHOT_EVENTS)
     async with trio.open_nursery() as nursery:
@@ -164,7 +174,27 @@ async def _run_follower(path: Path, source: Path, tell: Tell) -> None:
             await replay.wait_change(number - 1)
 
 
+async def _join(path: Path, source: Path, tell: Tell) -> None:
+    with open_ledger(source, CONFIG) as peer, open_ledger(path, CONFIG, hourly_clock(10_000)) as ledger:
+        fast = ledger.fast_sync
+        await fast.open()
+        while fast.is_possible and fast.number < peer.head.number:
+            await fast.stage(peer.history.parcels(fast.number + 1, 1, 1 << 30))
+            tell(fast.number)
+        while fast.is_possible:
+            if asked := await fast.wanted(5):
+                await fast.give(asked, peer.history.state_nodes(asked, 1 << 30))
+        tell(ledger.head.number)
+
+
 # Jobs
+
+
+def join_until_killed(tell: Tell, path: str, source: str, point: str = "") -> None:
+    """A node that joins the chain of the ledger in `source` by a fast sync; told is how far it is."""
+    if point:
+        POINTS[point].arm()
+    trio.run(_join, Path(path), Path(source), tell)
 
 
 def seal_until_killed(tell: Tell, path: str, hour: int, senders: int, point: str = "") -> None:

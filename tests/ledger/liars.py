@@ -11,7 +11,7 @@ import rlp
 
 from ledger import seal
 from ledger.exchange import Message, Proposed, RoundStatus, Statement, Status, decode, encode
-from ledger.votes import NO_BLOCK, Kind, Votes, sign
+from ledger.votes import NO_BLOCK, Evidence, Kind, Votes, sign
 from tests.ledger.simulation import Filter, Node
 
 
@@ -93,7 +93,28 @@ def conspire(node: Node, to: int, data: bytes) -> list[bytes]:
     return [each for sent in equivocate(node, to, data) for each in vote_for_everything(node, to, sent)]
 
 
-LIES: tuple[Filter, ...] = (withhold, vote_for_everything, equivocate, seal_bad_blocks, flood, conspire)
+def accuse(node: Node, to: int, data: bytes) -> list[bytes]:
+    """Sends evidence that proves nothing: of what may be said, of two voters, of an epoch that never was."""
+    envelope, draw = decode(data), node.simulation.draw
+    if not isinstance(envelope.message, Votes):
+        return [data]
+    heard, epoch = envelope.message, envelope.epoch
+    other = msgspec.structs.replace(heard, block_hash=draw.randbytes(32), signatures=heard.signatures[:1])
+
+    def signed(kind: Kind, block_hash: bytes, epoch: bytes = epoch) -> Votes:
+        signature = sign(node.key, epoch, kind, heard.iteration, block_hash)
+        return Votes(kind, heard.iteration, block_hash, (signature,))
+
+    never = draw.randbytes(32)
+    accusations = (
+        Evidence(epoch, signed(Kind.DUMMY, NO_BLOCK), signed(Kind.NOTARISE, other.block_hash)),
+        Evidence(epoch, signed(Kind.NOTARISE, other.block_hash), other),
+        Evidence(never, *(signed(Kind.NOTARISE, draw.randbytes(32), never) for _ in range(2))),
+    )
+    return [data, encode(epoch, draw.choice(accusations))]
+
+
+LIES: tuple[Filter, ...] = (withhold, vote_for_everything, equivocate, seal_bad_blocks, flood, conspire, accuse)
 
 
 def resealed(node: Node, message: Proposed, **changes: object) -> Proposed | None:

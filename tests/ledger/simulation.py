@@ -3,7 +3,8 @@
 Everything random comes from one seed. Messages are lost, delayed, doubled and overtake one another; the network is cut
 in two and heals; honest nodes are killed at writes (before or after the disk has them) and start again; up to a third
 of the authorities are liars (`tests.ledger.liars`). Checked all along: no two honest nodes hold different final blocks
-of one number. Checked at the end, once the network is whole: everything that was acknowledged is final everywhere.
+of one number. Checked at the end, once the network is whole: everything that was acknowledged is final everywhere, and
+evidence that one honest node has they all have, against liars only.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import trio.testing
 
 from contracts.calls import AddAuthority, Call, RemoveAuthority
 from contracts.errors import Refused
-from contracts.types import TransactionHash
+from contracts.types import Address, TransactionHash
 from genesis.block import GenesisBlock, build
 from genesis.config import GenesisConfig
 from ledger import ledger as ledger_module
@@ -170,7 +171,8 @@ class Node:
                 await trio.sleep(0.1)
             theirs = other.consensus
             outbox = consensus.attach(str(other.index))
-            while other.consensus is theirs:
+            made = self.simulation.connections
+            while other.consensus is theirs and self.simulation.connections == made:
                 with trio.move_on_after(0.5):
                     for data in await outbox.take(1 << 20, 16):
                         sent = [data] if self.lies is None else self.lies(self, other.index, data)
@@ -186,7 +188,7 @@ class Node:
             other = draw.choice(self.simulation.nodes)
             if other.ledger is None or other is self or not self.simulation.weather.reaches(self.index, other.index):
                 continue
-            for data in other.ledger.sealed_blocks(ledger.head.number + 1, 16, 1 << 20):
+            for data in other.ledger.history.sealed_blocks(ledger.head.number + 1, 16, 1 << 20):
                 try:
                     await ledger.import_sealed(data)
                 except Refused as error:
@@ -225,6 +227,10 @@ class Simulation:
     acknowledged: set[TransactionHash] = field(default_factory=set)
     refusals: list[str] = field(default_factory=list)
     deaths: int = 0
+    connections: int = 0
+    """How often all were made anew: one that lost a message does not last."""
+    proved: frozenset[Address] = frozenset()
+    """Against whom all honest nodes have evidence in the end."""
     nursery: trio.Nursery | None = None
 
     def __post_init__(self) -> None:
@@ -288,21 +294,30 @@ class Simulation:
                 self.nursery.start_soon(node.live)
             await play(self)
             self.weather = Weather()
+            self.connections += 1
             for node in self.nodes:
                 node.writes_until_death = 0
             with trio.move_on_after(CALM_S) as scope:
                 while not self.is_settled():  # noqa: ASYNC110 - it hangs on many nodes
                     await trio.sleep(0.5)
             assert not scope.cancelled_caught, self.report()
+            assert self.proved <= self.liars, f"seed {self.seed}: evidence against an honest authority"
             self.nursery.cancel_scope.cancel()
 
+    @property
+    def liars(self) -> set[Address]:
+        return {node.key.address for node in self.nodes if not node.is_honest}
+
     def is_settled(self) -> bool:
-        """Whether every honest node has every acknowledged transaction in a final block, and the same head."""
+        """Whether every honest node has every acknowledged transaction in a final block, the same head, and evidence
+        against the same liars."""
         ledgers = [node.ledger for node in self.honest]
         if any(ledger is None for ledger in ledgers):
             return False
         alive = [ledger for ledger in ledgers if ledger is not None]
-        return len({ledger.head.hash for ledger in alive}) == 1 and all(
+        proved = {frozenset(ledger.evidence) for ledger in alive}
+        self.proved = frozenset.union(*proved)
+        return len({ledger.head.hash for ledger in alive}) == len(proved) == 1 and all(
             ledger.receipt(transaction_hash) for ledger in alive for transaction_hash in self.acknowledged
         )
 
@@ -315,7 +330,8 @@ class Simulation:
             missing = sum(node.ledger.receipt(each) is None for each in self.acknowledged)
             state = node.consensus.statistics()
             kind = "node" if node.is_honest else "liar"
-            lines.append(f"{kind} {node.index}: block {node.ledger.head.number}, {missing} missing, {state}")
+            head, proved = node.ledger.head.number, len(node.ledger.evidence)
+            lines.append(f"{kind} {node.index}: block {head}, {missing} missing, {proved} proved to lie, {state}")
         return "\n".join(lines)
 
 

@@ -54,3 +54,19 @@ def test_follower(zygote: Zygote, tmp_path: Path, source: Path, point: str) -> N
     left = check(zygote, path, ended.told, point)
     if point.startswith("peer's"):
         assert left["head"] == len(ended.told) + ("written, not adopted" in point)
+
+
+@pytest.mark.parametrize("point", crash.JOINING)
+def test_joiner(zygote: Zygote, tmp_path: Path, source: Path, point: str) -> None:
+    """It goes on where it was, and ends with the peer's head, whole."""
+    path = tmp_path / "ledger"
+    ended = zygote.run(crash.join_until_killed, str(path), str(source), point)
+    assert ended.killed, ended.stderr
+    again = zygote.run(crash.join_until_killed, str(path), str(source))
+    newest = again.told[-1]
+    assert newest > 4
+    if "blocks" in point:
+        assert (ended.told, again.told[0]) == ([1, 2], 4 if "not counted" in point else 3)
+    else:
+        assert again.told == [newest], "no block is fetched again"
+    assert check(zygote, path, [], point)["head"] == newest

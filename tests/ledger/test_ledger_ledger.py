@@ -220,12 +220,12 @@ async def test_bad_block_changes_nothing(ledger: Ledger, tmp_path: Path) -> None
 async def test_blocks_are_served_within_bounds(ledger: Ledger) -> None:
     for nonce in range(4):
         await final(ledger, raw_call(OPERATOR, nonce, join()))
-    blocks = ledger.sealed_blocks(0, 100, 1 << 30)
+    blocks = ledger.history.sealed_blocks(0, 100, 1 << 30)
     assert len(blocks) == 4, "genesis is never sent"
-    assert ledger.sealed_blocks(2, 2, 1 << 30) == blocks[1:3]
-    assert ledger.sealed_blocks(1, 100, 0) == blocks[:1], "one block always goes"
-    assert ledger.sealed_blocks(1, 100, len(blocks[0]) + len(blocks[1])) == blocks[:2]
-    assert ledger.sealed_blocks(5, 100, 1 << 30) == []
+    assert ledger.history.sealed_blocks(2, 2, 1 << 30) == blocks[1:3]
+    assert ledger.history.sealed_blocks(1, 100, 0) == blocks[:1], "one block always goes"
+    assert ledger.history.sealed_blocks(1, 100, len(blocks[0]) + len(blocks[1])) == blocks[:2]
+    assert ledger.history.sealed_blocks(5, 100, 1 << 30) == []
 
 
 # Waiting and cancelling
@@ -426,10 +426,9 @@ async def test_full_disk_ends_sealing_and_tells_the_node(ledger: Ledger) -> None
 
 
 async def test_reading_what_is_not_there(ledger: Ledger) -> None:
-    for read in (ledger.record, ledger.header, ledger.signers):
-        for number in (-1, 1):
-            with pytest.raises(NotFound, match="the head is 0"):
-                read(number)
+    for number in (-1, 1):
+        with pytest.raises(NotFound, match="the head is 0"):
+            ledger.record(number)
     with pytest.raises(NotFound, match="no final block"):
         ledger.number_of(b"\1" * 32)
     assert ledger.receipt(TransactionHash(b"\1" * 32)) is None
@@ -437,10 +436,10 @@ async def test_reading_what_is_not_there(ledger: Ledger) -> None:
 
 async def test_reading_blocks(ledger: Ledger) -> None:
     await final(ledger, raw_call(ADMIN, 0, register()))
-    assert ledger.header(1).hash == ledger.head.hash == ledger.record(1).hash
+    assert ledger.history.header(1).hash == ledger.head.hash == ledger.record(1).hash
     assert (ledger.number_of(ledger.head.hash), ledger.number_of(GENESIS.hash)) == (1, 0)
-    assert ledger.signers(1) == (AUTHORITY.address,)
-    assert ledger.signers(0) == ()
+    assert ledger.history.signers(1) == (AUTHORITY.address,)
+    assert ledger.history.signers(0) == ()
     assert (ledger.chain_id, ledger.genesis_hash) == (19944, GENESIS.hash)
 
 

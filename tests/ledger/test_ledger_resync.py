@@ -120,7 +120,7 @@ def test_what_a_ledger_still_tells(path: Path, tmp_path: Path) -> None:
 async def test_authority_waits_for_what_it_signed(path: Path) -> None:
     """It takes part again at the block it was at, and not before; a restart in between changes nothing."""
     with open_ledger(path) as ledger:
-        blocks = ledger.sealed_blocks(1, 10, 1 << 30)
+        blocks = ledger.history.sealed_blocks(1, 10, 1 << 30)
     resync.set_aside(path, AT, LostVotes(3))
     for number in (0, 1):
         with open_ledger(path) as ledger:
@@ -173,5 +173,5 @@ def test_when_an_authority_may_vote_again(
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"number": "3"}', b'{"number": 3'])
 async def test_note_that_cannot_be_read_keeps_the_authority_from_sealing(path: Path, data: bytes) -> None:
     resync.note_path(path).write_bytes(data)
-    with open_ledger(path) as ledger, pytest.raises(Corrupt, match="votes-lost"):
+    with open_ledger(path) as ledger, pytest.RaisesGroup(pytest.RaisesExc(Corrupt, match="votes-lost")):
         await Consensus(ledger, AUTHORITY).run()

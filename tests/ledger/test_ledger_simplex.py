@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import combinations
 
 import pytest
@@ -12,6 +13,7 @@ from ledger.exchange import lacking, status_of
 from ledger.keys import Key
 from ledger.simplex import LOOKAHEAD, STATEMENTS_PER_VOTER_MAX, WINDOW, Ballot, Proposal, Root, Simplex
 from ledger.votes import NO_BLOCK, Evidence, Kind, Votes, decode_evidence, liar, sign
+from tests.ledger.test_ledger_simulation import finalising_after_a_timeout
 
 KEYS = sorted((Key.from_secret(bytes([i]) * 32) for i in range(1, 8)), key=lambda key: key.address)
 EPOCH = b"\x11" * 32
@@ -236,3 +238,42 @@ def test_leaders_take_turns(count: int) -> None:
             one.iteration = iteration
             leaders += [key.address] * one.is_leader
         assert leaders == [seal.leader(root.authorities, iteration)]
+
+
+# Why nobody finalises after it timed out
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_one_that_finalises_after_a_timeout_lets_two_blocks_become_final(is_broken: bool) -> None:
+    """One liar of four says all there is to say. What it says is late at the second authority, which times out before
+    it sees the first block notarised; the third never saw that block."""
+    first, second, third, liar_ = KEYS[:4]
+    block, other = proposal(1), proposal(2, mark=1)
+    with finalising_after_a_timeout() if is_broken else nullcontext():
+        nodes = {key.address: simplex(key) for key in (first, second, third)}
+        one, two, three = nodes.values()
+        one.add_proposal(block)
+        two.add_proposal(block)
+        for node in (one, two):
+            node.step()
+        for node in (two, three):
+            node.step(timed_out=True)
+        hear(one, Kind.NOTARISE, 1, block.hash, [second, liar_])
+        one.step()
+        hear(two, Kind.NOTARISE, 1, block.hash, [first, liar_])
+        says = {(v.kind, v.block_hash) for v in two.step().votes}
+        assert ((Kind.FINALISE, block.hash) in says) == is_broken
+        hear(one, Kind.FINALISE, 1, block.hash, [second, liar_] if is_broken else [liar_])
+
+        hear(two, Kind.DUMMY, 1, NO_BLOCK, [third, liar_])
+        hear(three, Kind.DUMMY, 1, NO_BLOCK, [second, liar_])
+        for node in (two, three):
+            node.step()
+            node.add_proposal(other)
+            node.step()
+        for node, heard in ((two, third), (three, second)):
+            hear(node, Kind.NOTARISE, 2, other.hash, [heard, liar_])
+            node.step()
+        hear(three, Kind.FINALISE, 2, other.hash, [second, liar_])
+    assert one.step().final == (block if is_broken else None)
+    assert three.step().final == other

@@ -173,7 +173,7 @@ async def test_an_account_and_its_storage_are_proved_at_every_block(ledger: Ledg
     await send(ledger, register("a", core=True), register("b", core=True))
     found = []
     for number in range(3):
-        header = ledger.header(number)
+        header = ledger.history.header(number)
         proof = ledger.history.view(number).proof(MODELS, CORE_MODEL_SLOTS)
         account = rlp.decode(prove(header.state_root, MODELS, proof.nodes), StateAccount)
         assert (account.nonce, account.balance) == (proof.nonce, proof.balance)
@@ -188,7 +188,7 @@ async def test_an_account_and_its_storage_are_proved_at_every_block(ledger: Ledg
 
 
 async def test_what_is_not_there_is_proved_too(ledger: Ledger) -> None:
-    root = ledger.header(0).state_root
+    root = ledger.history.header(0).state_root
     proof = ledger.history.view(0).proof(address(7), [0])
     assert prove(root, address(7), proof.nodes) == b""
     assert (proof.nonce, proof.balance, proof.code_hash) == (0, 0, keccak(b""))
@@ -199,7 +199,7 @@ async def test_what_is_not_there_is_proved_too(ledger: Ledger) -> None:
 
 
 async def test_a_state_that_lacks_a_node_is_reported_as_damage(ledger: Ledger) -> None:
-    view = View(ledger._chain.store, CONFIG.network.chain_id, b"\1" * 32, ledger.header(0))
+    view = View(ledger._chain.store, CONFIG.network.chain_id, b"\1" * 32, ledger.history.header(0))
     for read in (lambda: view.nonce(ADMIN.address), lambda: view.proof(MODELS, [0]), lambda: ask_model(view)):
         with pytest.raises(Corrupt, match="its state lacks a node"):
             read()

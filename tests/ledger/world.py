@@ -173,7 +173,7 @@ async def sealing(ledger: Ledger, key: Key = AUTHORITY) -> AsyncIterator[None]:
 
 def missing_blocks(source: Ledger, target: Ledger) -> list[bytes]:
     """The blocks of `source` that `target` lacks."""
-    return source.sealed_blocks(target.head.number + 1, 10_000, 1 << 30)
+    return source.history.sealed_blocks(target.head.number + 1, 10_000, 1 << 30)
 
 
 def decode_sealed(data: bytes) -> SealedBlock:

@@ -30,8 +30,10 @@ from node.inference.spec import (
     Usage,
 )
 from node.loading import Loading
+from node.network.control import ControlStatistics
 from node.network.fetching.statistics import FetcherStatistics
 from node.network.sources import Source
+from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replication import Replication
 from node.service import Service, Steps
@@ -273,6 +275,10 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.connected = True
+        self.sync = SyncStatistics("idle", 0, 0, 0, 0)
+
+    def statistics(self) -> ControlStatistics:
+        return ControlStatistics((), {}, (), self.sync, 0, 0, 0, 0, 0)
 
     async def wait_peers(self) -> None:
         if not self.connected:
@@ -280,6 +286,8 @@ class FakeControl:
 
     async def wait_caught_up(self) -> None:
         await self.wait_peers()
+        if self.sync.mode != "idle":
+            await trio.sleep_forever()
 
 
 class FakeConsensus:
@@ -304,6 +312,7 @@ def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, con
         wallet=around.wallet,  # type: ignore[arg-type]
         peers=lambda: (),
         lagging=lambda: (),
+        sync=lambda: SyncStatistics("idle", 0, 0, 0, 0),
         unreachable=lambda: {},
         consensus=FakeConsensus(),  # type: ignore[arg-type]
         steps=Steps(),

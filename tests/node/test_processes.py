@@ -5,6 +5,7 @@ One network for the whole module; the tests run in the order they stand, each le
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -16,12 +17,13 @@ from typing import Any
 import pytest
 
 from contracts.calls import Call, EnrolAccounts
-from contracts.errors import BadInput, Conflict, NoSpace, NotAllowed, NotFound, Refused
+from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotFound, Refused
 from contracts.types import Address, NodeId, ShardHash
 from ledger import transactions
 from ledger.keys import Key
 from node.members import Member
 from node.placement import keepers
+from node.rpc.client import RpcClient
 from tests.node.cluster import MIB, MODEL, Cluster, Done, Node, aigen, flip, until, write_model
 
 LARGE = "too-large"
@@ -411,14 +413,23 @@ class Stream(threading.Thread):
         account = self._node.ask("getAccount", account=f"0x{self._key.address.hex()}")
         chain_id = self._node.ask("getChainInfo")["chain_id"]
         with self._node.rpc() as rpc:
-            for number in range(5000):
-                call = EnrolAccounts((Address((number + 1).to_bytes(20, "big")),))
-                raw = transaction(self._key, chain_id, account["nonce"] + number, call)
-                try:
-                    answer = rpc.call("sendRawTransaction", transaction=f"0x{raw.hex()}")
-                except Refused:  # the connection broke
+            for number in itertools.count(1):
+                call = EnrolAccounts((Address(number.to_bytes(20, "big")),))
+                raw = transaction(self._key, chain_id, account["nonce"] + number - 1, call)
+                if (accepted := self._sent(rpc, raw)) is None:
                     return
-                self.acknowledged.append(answer["transaction_hash"])
+                self.acknowledged.append(accepted)
+
+    def _sent(self, rpc: RpcClient, raw: bytes) -> str | None:
+        """The hash it was accepted under, once there is room for it in the pool; None: the connection broke."""
+        while True:
+            try:
+                accepted: str = rpc.call("sendRawTransaction", transaction=f"0x{raw.hex()}")["transaction_hash"]
+            except Busy:
+                continue
+            except Refused:
+                return None
+            return accepted
 
 
 def test_an_authority_killed_while_it_seals_loses_nothing_it_acknowledged(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from contracts.errors import Busy, NotAllowed
 from contracts.types import ShardHash
 from node.assembly import Parts
 from node.config import Config, NetworkSettings, NodeSettings, Role
+from node.network.sync import SyncStatistics
 from node.replication import RETRY_S
 from node.service import STEP_NAMES
-from node.startup import CONNECT_S, Sequence
+from node.startup import CATCH_UP_S, CONNECT_S, Sequence
 from node.storage.manifest import ManifestShard
 from node.storage.scrub import scrub_shard
 from node.storage.store import ShardStore
@@ -157,6 +159,25 @@ async def test_without_peers_it_goes_on(
     await start.sequence.run()
     assert trio.current_time() - began >= CONNECT_S
     assert "wrong genesis" in caplog.text
+
+
+async def test_while_blocks_come_in_it_waits_and_says_how_far_it_is(
+    begin: Begin, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Longer than it has patience; that only runs out when nothing comes any more."""
+    caplog.set_level(logging.INFO)
+    start = begin(role="storage")
+    start.run_on()
+    for number in range(0, 10_000, 500):
+        start.control.sync = SyncStatistics("taking in blocks", 0, number, 20_000, 0)
+        await trio.sleep(CATCH_UP_S / 2)
+        assert start.detail(0) == f"block {number:,} of 20,000 ({number // 200} %), taking in blocks"
+    assert "block 9,000 of 20,000 (45 %), taking in blocks" in caplog.text
+    await trio.sleep(CATCH_UP_S / 2 - 1)
+    assert start.states()[0] == "running"
+    await trio.sleep(2)
+    assert start.states()[0] == "done"
+    assert "going on from block" in caplog.text
 
 
 async def test_a_model_that_is_not_registered_is_waited_for(begin: Begin, autojump_clock: MockClock) -> None:

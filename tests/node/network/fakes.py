@@ -1,6 +1,8 @@
 """Stand-ins for the rooms around node.network: a ledger of numbered byte strings."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -30,6 +32,8 @@ class FakeLedger:
         self._pool: list[bytes] = []
         self._sequence = 0
         self._moved = trio.Event()
+        self.history = FakeHistory(self)
+        self.fast_sync = FakeFastSync(self)
 
     @property
     def head(self) -> FakeHead:
@@ -39,14 +43,6 @@ class FakeLedger:
         while len(self.blocks) <= after:
             await self._moved.wait()
         return self.head
-
-    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
-        found: list[bytes] = []
-        for data in self.blocks[start - 1 : start - 1 + count_max]:
-            if found and sum(map(len, found)) + len(data) > bytes_max:
-                break
-            found.append(data)
-        return found
 
     async def import_sealed(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
@@ -95,6 +91,115 @@ class FakeLedger:
     def _notify(self) -> None:
         self._moved.set()
         self._moved = trio.Event()
+
+
+class FakeHistory:
+    """What peers are served: receipts and state nodes are numbered byte strings as well."""
+
+    def __init__(self, ledger: FakeLedger) -> None:
+        self._ledger = ledger
+        self.state_start = 1
+        """The first block after which the state is here."""
+
+    def sealed_blocks(self, start: int, count_max: int, bytes_max: int) -> list[bytes]:
+        found: list[bytes] = []
+        for data in self._ledger.blocks[start - 1 : start - 1 + count_max]:
+            if found and sum(map(len, found)) + len(data) > bytes_max:
+                break
+            found.append(data)
+        return found
+
+    def parcels(
+        self, start: int, count_max: int, bytes_max: int, with_receipts: bool = True
+    ) -> list[tuple[bytes, bytes]]:
+        found = self.sealed_blocks(start, count_max, bytes_max)
+        return [(data, receipts(start + i) if with_receipts else b"") for i, data in enumerate(found)]
+
+    def state_nodes(self, keys: Sequence[bytes], bytes_max: int) -> list[bytes]:
+        known = {sha256(node).digest(): node for node in nodes(len(self._ledger.blocks))}
+        if self.state_start > len(self._ledger.blocks):
+            known = {}
+        found = [known.get(key) for key in keys]
+        return [node for node in found[: found.index(None) if None in found else len(found)] if node is not None]
+
+
+NODES = 5_000
+"""Of the state after each block."""
+
+
+def receipts(number: int) -> bytes:
+    return b"receipts %d" % number
+
+
+def nodes(number: int) -> list[bytes]:
+    """The state after a block."""
+    return [b"node %d of block %d" % (place, number) for place in range(NODES)]
+
+
+class FakeFastSync:
+    """Wants `nodes` after the newest block it staged."""
+
+    def __init__(self, ledger: FakeLedger) -> None:
+        self._ledger = ledger
+        self.staged: list[bytes] = []
+        self.given: set[bytes] = set()
+        self._left: list[bytes] | None = None
+        self._asked: set[bytes] = set()
+
+    @property
+    def is_possible(self) -> bool:
+        return not self._ledger.blocks
+
+    @property
+    def number(self) -> int:
+        return len(self.staged) if self.is_possible else len(self._ledger.blocks)
+
+    @property
+    def nodes_seen(self) -> int:
+        return len(self.given)
+
+    async def open(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def stage(self, parcels: Sequence[tuple[bytes, bytes]]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._left = None
+        self.given.clear()
+        self._asked.clear()
+        for data, proof in parcels:
+            if data in self.staged:
+                continue
+            number = len(self.staged) + 1
+            if (data, proof) != (block(number), receipts(number)):
+                raise BadPeer(f"not block {number} with its receipts")
+            self.staged.append(data)
+
+    async def wanted(self, count_max: int) -> list[bytes]:
+        await trio.lowlevel.checkpoint()
+        if not self.is_possible:
+            return []
+        if self._left is None:
+            self._left = [sha256(node).digest() for node in nodes(len(self.staged))]
+        asked, self._left = self._left[:count_max], self._left[count_max:]
+        self._asked |= set(asked)
+        if not asked and not self._asked:
+            self._ledger.grow(len(self.staged))
+        return asked
+
+    async def give(self, asked: Sequence[bytes], nodes: Sequence[bytes]) -> None:
+        await trio.lowlevel.checkpoint()
+        found = [sha256(node).digest() for node in nodes]
+        if found != list(asked[: len(found)]):
+            raise BadPeer("not the nodes asked for")
+        self._asked -= set(found)
+        self.given |= set(found)
+
+    async def put_back(self, asked: Sequence[bytes]) -> None:
+        await trio.lowlevel.checkpoint()
+        back = [key for key in asked if key in self._asked]
+        self._asked -= set(back)
+        if self._left is not None:
+            self._left += back
 
 
 def block(number: int) -> bytes:

@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -24,9 +25,13 @@ from node.network.messages import (
     ANSWER_BYTES_MAX,
     BLOCKS_MAX,
     REQUEST_BYTES_MAX,
+    Answer,
     Blocks,
+    Delivered,
     GetBlocks,
+    GetNodes,
     Hello,
+    Nodes,
     Submitted,
     SubmitTransactions,
     TurnedAway,
@@ -37,7 +42,16 @@ from node.network.messages import (
 )
 from node.network.muxer import BUFFERED_BYTES_MAX
 from node.network.session import SyncLimits
-from tests.node.network.fakes import GENESIS, FakeConsensus, FakeLedger, FakeState, block, until
+from tests.node.network.fakes import (
+    GENESIS,
+    NODES,
+    FakeConsensus,
+    FakeLedger,
+    FakeState,
+    block,
+    receipts,
+    until,
+)
 
 DEADLINE_S = 30.0
 FAST = SyncLimits(long_poll_s=1.0, answer_s_max=3.0, redial_s_max=0.1)
@@ -150,6 +164,22 @@ async def test_many_peers_do_not_make_a_node_fetch_the_chain_many_times() -> Non
         assert late.control.statistics().blocks_received <= 6 * BLOCKS_MAX
 
 
+async def test_a_block_that_all_peers_tell_of_is_fetched_once() -> None:
+    async with network() as nursery:
+        peers = [Member(FakeLedger(blocks=2)) for _ in range(4)]
+        for member in peers:
+            await nursery.start(member.run)
+        a = Member(FakeLedger(blocks=2), *(member.address for member in peers))
+        await nursery.start(a.run)
+        await a.control.wait_peers(4)
+        for number in range(3, 10):
+            for member in peers:
+                member.ledger.grow(1)
+            await a.ledger.wait_head(number - 1)
+            await until(lambda: a.control.statistics().sync.mode == "idle")
+        assert a.control.statistics().blocks_received == 7
+
+
 async def test_members_of_the_ledger_are_dialled_as_they_appear() -> None:
     members: list[ControlAddress] = []
     async with network() as nursery:
@@ -259,6 +289,56 @@ async def test_a_peer_that_does_not_give_what_it_says_is_dropped(answer: object,
         await until(lambda: a.control.statistics().unreachable.get(peer.node_id) == reason)
 
 
+async def test_a_new_node_that_is_far_behind_joins_without_executing() -> None:
+    """Blocks with receipts and the state's nodes come over the wire, from both."""
+    limits = replace(FAST, fast_blocks_min=BLOCKS_MAX)
+    async with network() as nursery:
+        full = [Member(FakeLedger(blocks=3 * BLOCKS_MAX)) for _ in range(2)]
+        for member in full:
+            await nursery.start(member.run)
+        late = Member(FakeLedger(), *(member.address for member in full), limits=limits)
+        await nursery.start(late.run)
+        await late.control.wait_peers(2)
+        await late.control.wait_caught_up()
+        assert (late.ledger.imported, late.ledger.blocks) == (0, full[0].ledger.blocks)
+        assert len(late.ledger.fast_sync.given) == NODES
+        full[0].ledger.grow(1)
+        await late.ledger.wait_head(3 * BLOCKS_MAX)
+        assert late.ledger.imported == 1
+        await until(lambda: late.control.statistics().sync.mode == "idle")
+
+
+@pytest.mark.parametrize(
+    ("blocks", "nodes", "reason"),
+    [
+        (Blocks(9, (block(1),), (), ()), None, "sent 1 blocks and 0 receipts for 9 blocks"),
+        (Blocks(9, (block(1),), (), (b"forged",)), None, "not block 1 with its receipts"),
+        (None, Nodes((b"rubbish",)), "not the nodes asked for"),
+        (None, Delivered(), "answered GetNodes with Delivered"),
+    ],
+)
+async def test_a_peer_that_deceives_who_joins_is_dropped(
+    blocks: Blocks | None, nodes: Answer | None, reason: str
+) -> None:
+    whole = tuple(map(block, range(1, 10)))
+
+    async def deceive(node_id: NodeId, frame: bytes) -> bytes:
+        match decode_request(frame):
+            case Hello():
+                return encode(Welcome(9, None))
+            case GetBlocks():
+                return encode(blocks or Blocks(9, whole, (), tuple(map(receipts, range(1, 10)))))
+            case GetNodes():
+                return encode(nodes or Nodes(()))
+        return await polite(node_id, frame)
+
+    async with network() as nursery, stranger(deceive) as peer:
+        a = Member(FakeLedger(), host_address(peer), limits=replace(FAST, fast_blocks_min=1))
+        await nursery.start(a.run)
+        await until(lambda: a.control.statistics().unreachable.get(peer.node_id) == reason)
+        assert a.ledger.head.number == 0
+
+
 async def test_a_peer_that_serves_old_blocks_for_ever_is_dropped() -> None:
     async def repeat(node_id: NodeId, frame: bytes) -> bytes:
         match decode_request(frame):
@@ -335,6 +415,25 @@ async def test_a_request_that_is_none_drops_its_sender(frame: bytes, reason: str
         b = Member(FakeLedger(), a.address)
         await nursery.start(b.run)
         await b.control.wait_peers()
+
+
+async def test_a_peer_that_floods_is_dropped_and_kept_out() -> None:
+    async with network() as nursery, stranger(polite) as flooder:
+        a = Member(FakeLedger(), limits=replace(FAST, requests_per_s=1.0, requests_burst=20.0))
+        await nursery.start(a.run)
+        await flooder.dial(a.address)
+
+        async def flood() -> None:
+            for _ in range(100):
+                await flooder.request(a.node_id, encode(SubmitTransactions(GENESIS, (b"tx 1",))), ANSWER_BYTES_MAX, 5)
+
+        with pytest.raises(Busy):
+            await flood()
+        assert 0 < a.control.statistics().transactions_received < 50, "a burst of 20, and one for each second it took"
+        reason = "more than 1 requests a second"
+        await until(lambda: a.control.statistics().unreachable.get(flooder.node_id) == reason)
+        await flooder.dial(a.address)
+        await until(lambda: not flooder.is_connected(a.node_id))
 
 
 async def test_an_answer_that_is_too_large_drops_its_sender() -> None:
@@ -607,6 +706,23 @@ async def test_a_peer_that_consensus_blames_is_dropped() -> None:
         a.consensus.on_offence(b.node_id, "a stranger's vote")
         await until(lambda: b.node_id in a.control.statistics().unreachable)
         assert a.control.statistics().unreachable[b.node_id] == "a stranger's vote"
+
+
+async def test_a_node_that_is_stuck_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for block 2 and is asked for block 4: whoever is asked tells of its own head, not of the question."""
+    monkeypatch.setattr("node.network.session.LAG_S_MAX", 0.0)
+
+    async def hang(data: bytes) -> None:
+        await trio.sleep_forever()
+
+    async with network() as nursery:
+        stuck = Member(FakeLedger(blocks=1))
+        stuck.ledger.import_sealed = hang  # type: ignore[method-assign]
+        await nursery.start(stuck.run)
+        a = Member(FakeLedger(blocks=3), stuck.address)
+        await nursery.start(a.run)
+        await until(lambda: a.control.statistics().lagging)
+        assert [peer.head_number for peer in a.control.statistics().peers] == [1]
 
 
 async def test_a_peer_that_stays_at_an_old_block_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

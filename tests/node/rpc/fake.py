@@ -18,6 +18,7 @@ from ledger.prover import Shows
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
+from node.network.sync import SyncStatistics
 from node.rpc import port
 
 CHAIN_ID = 41_000
@@ -97,6 +98,7 @@ class FakeNode:
         self.receipts: dict[TransactionHash, port.ReceiptInfo] = {}
         self.asked: list[Shows] = []
         self.ready = True
+        self.sync = SyncStatistics("idle", 0, 5, 5, 0)
         self.chats_begun = trio.Event()
         self.chats_cancelled = 0
         self.words: trio.Semaphore | None = None
@@ -211,6 +213,7 @@ class FakeNode:
             endpoints=("192.0.2.1:9946",),
             peers=(),
             lagging_peers=(),
+            sync=self.sync,
             disk_budget=10**12,
             disk_used=2**40,
             cache_budget=32 * 10**9,

@@ -16,6 +16,7 @@ from contracts.abi import decode_result, encode_function
 from contracts.addresses import ADDRESSES
 from contracts.calls import Call
 from node.config import RpcSettings
+from node.network.sync import SyncStatistics
 from node.rpc.limits import RpcLimits
 from tests.ledger.world import (
     ADMIN,
@@ -31,6 +32,7 @@ from tests.ledger.world import (
     raw_call,
     register,
 )
+from tests.node.rpc.fake import FakeNode
 from tests.node.rpc.wire import post
 
 from . import shapes
@@ -69,6 +71,17 @@ async def test_what_a_wallet_asks_first(tmp_path: Path) -> None:
         assert await served.ask("eth_maxPriorityFeePerGas") == "0x0"
         assert await served.ask("eth_syncing") is False
         assert await served.ask("eth_accounts") == []
+
+
+async def test_while_blocks_come_in_that_others_have_it_says_so(tmp_path: Path) -> None:
+    node = FakeNode()
+    node.sync = SyncStatistics("executing blocks", 2, 5, 18, 0)
+    async with serving(tmp_path, node=node) as served:
+        assert await served.ask("eth_syncing") == {
+            "startingBlock": "0x2",
+            "currentBlock": "0x0",
+            "highestBlock": "0x12",
+        }
 
 
 async def test_blocks(tmp_path: Path) -> None:
