@@ -15,6 +15,7 @@ import trio
 
 from contracts.errors import BadPeer, Busy, Refused
 from contracts.types import NodeId
+from node.network.fetching import queue
 from node.network.fetching.connections import Connection, Holding, Lacks, connect
 from node.network.fetching.meter import Meter
 from node.network.fetching.queue import Lane, PieceQueue, Run
@@ -93,6 +94,7 @@ class Flight:
         self._meter.start(trio.current_time())
         self._bytes_here = self.shard.size - self.partial.missing_bytes
         self._lanes = 0
+        self._at_work: list[_Brought] = []
         self._changed = trio.Event()
         self._failure: Refused | None = None
         self.coming = b""
@@ -167,10 +169,11 @@ class Flight:
     def _start_lanes(self, nursery: trio.Nursery) -> float:
         """Start what there is room for; when the next source is due to be tried again."""
         now, next_due = trio.current_time(), float("inf")
+        lanes_max = self.means.lanes_max + min(self.means.lanes_max, self._count_silent(now))
         at_hand = sum(bool(candidate.lanes) or not candidate.is_spent for candidate in self._candidates.values())
         for source, candidate in self._candidates.items():
-            if self._lanes >= self.means.lanes_max:
-                return float("inf")
+            if self._lanes >= lanes_max:
+                return now + WATCH_S
             second = candidate.lanes == 1 and candidate.is_proved and at_hand < LANES_WANTED
             if candidate.lanes and not second:
                 continue
@@ -182,9 +185,14 @@ class Flight:
                 next_due = min(next_due, candidate.due)
         return next_due
 
+    def _count_silent(self, now: float) -> int:
+        """Connections that bring nothing: others may be made beside them, or a few dead sources would keep them out."""
+        return sum(now - brought.heard >= queue.SILENT_S for brought in self._at_work)
+
     async def _run_lane(self, source: Source, candidate: _Candidate, scope: trio.CancelScope) -> None:
         """One connection from beginning to end."""
-        brought = _Brought()
+        brought = _Brought(trio.current_time())
+        self._at_work.append(brought)
         self.means.records.opened(source)
         try:
             async with connect(source, self.shard, self.means.identity, self.means.limits) as connection:
@@ -196,6 +204,7 @@ class Flight:
             self._fail(error, scope)
         finally:
             self.means.records.closed(source)
+            self._at_work.remove(brought)
             candidate.lanes -= 1
             self._lanes -= 1
             self._wake()
@@ -282,6 +291,7 @@ class Flight:
         now, size = trio.current_time(), piece_bytes(self.shard.size, index)
         brought.pieces += 1
         brought.bytes += size
+        brought.heard = now
         self.means.records.brought(source, size, now)
         if not self._candidates[source].is_proved:
             self._candidates[source].is_proved = True
@@ -308,10 +318,11 @@ class Flight:
             self.reasons.append(reason)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Brought:
-    """What one connection has brought, and in how long."""
+    """What one connection has brought, in how long, and when the last of it, or it began."""
 
+    heard: float
     pieces: int = 0
     bytes: int = 0
     seconds: float = 0.0
