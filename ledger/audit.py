@@ -1,6 +1,7 @@
 """`aigen ledger verify`: the whole chain checked and executed again from genesis, beside what the store holds.
 
-Every block goes through the very checks an import makes (seal, certificate, header, transactions, execution); then its
+Every block goes through the very checks an import makes (seal, certificate, header, transactions), and py-evm alone
+executes it; then its
 stored record and receipts are compared with what execution gave, and at last head and accounts with the store's own. Of
 blocks that a fast sync passed by, the store need not have the state, nor why a transaction failed.
 """
@@ -39,7 +40,7 @@ class Audit:
 def _scratch_chain(config: GenesisConfig, genesis: GenesisBlock, beside: Path) -> Iterator[Chain]:
     """An empty chain in a temporary folder: its state may be as large as the ledger's, so it is not kept in memory."""
     with TemporaryDirectory(prefix="audit-", dir=beside) as folder, Store(Path(folder) / "ledger") as store:
-        yield Chain(store, config, genesis)
+        yield Chain(store, config, genesis, shortcut=None)
 
 
 def verify(path: Path, config: GenesisConfig, progress: Callable[[int, int], None] = lambda done, total: None) -> Audit:

@@ -4,8 +4,7 @@ Around the pure `ledger.simplex` this has the clock, the executions, the vote jo
 does all of it in turn, so that nothing moves under it but the head, which an import may push on at any await. Nothing
 runs while nothing is pending. Knows no sockets: `attach` gives a peer's outbox, `receive` takes what it sent.
 
-A node whose key is no authority's runs it too, and is silent but for evidence (`ledger.evidence`) until the key becomes
-one.
+A node whose key is no authority's runs it too, and only passes on evidence until the key becomes one.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from ledger.ledger import Ledger
 from ledger.peers import Outbox, Peer
 from ledger.resync import wait_past_lost_votes
 from ledger.simplex import Proposal, Root, Simplex
+from ledger.stopwatch import OwnBlocks, Stopwatch
 from ledger.undecided import Undecided
 from ledger.votes import NO_BLOCK, Evidence, Kind, Votes
 
@@ -62,6 +62,7 @@ class ConsensusStatistics(msgspec.Struct, frozen=True):
     timeout_s: float
     messages_received: int
     messages_dropped: int
+    own_blocks: OwnBlocks = OwnBlocks()
 
 
 class Consensus:
@@ -81,6 +82,7 @@ class Consensus:
         self.on_offence = on_offence
         self._peers: dict[str, Peer] = {}
         self._sharing = EvidenceSharing(ledger, self._peers, self._blame)
+        self._stopwatch = Stopwatch(ledger)
         self._stirred = trio.Event()
         self._timeout_s = self._pace.timeout_s_min
         self._iterations_timed_out = 0
@@ -125,6 +127,7 @@ class Consensus:
             timeout_s=self._timeout_s,
             messages_received=self._messages_received,
             messages_dropped=sum(peer.dropped + peer.outbox.dropped for peer in self._peers.values()),
+            own_blocks=self._stopwatch.own_blocks,
         )
 
     def _send(self, peer: Peer, message: Message) -> None:
@@ -240,6 +243,7 @@ class Consensus:
         root = self._root()
         if root.hash == self._simplex.root.hash:
             return
+        self._stopwatch.look()
         if root.epoch != self._simplex.root.epoch:
             self._begin_epoch()
         else:
@@ -330,13 +334,14 @@ class Consensus:
         parent, key, iteration = self._parent_tip(), self._key, self._simplex.iteration
         assert parent is not None
         assert key is not None
-        until = trio.current_time() + self._pace.fill_s
-        clock = trio.lowlevel.current_clock()
+        clock, began = trio.lowlevel.current_clock(), trio.current_time()
+        until = began + self._pace.fill_s
         executed = await self._ledger.propose(
             key, iteration, parent, is_full=lambda: clock.current_time() > until, is_empty=not self._fills(parent)
         )
         if executed is None:
             return None
+        self._stopwatch.start(executed.header, began)
         message = Proposed(rlp.encode(executed.header), tuple(t.raw for t in executed.transactions))
         self._follow_head()
         return message if self._undecided.take_in(executed, message) else None

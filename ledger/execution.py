@@ -1,6 +1,7 @@
 """Transactions run by py-evm over a parent's state; what changed is collected, nothing is written.
 
-Cancun rules with a base fee of zero. Knows no storage but a function that reads one state node.
+Cancun rules with a base fee of zero, and nothing between py-evm and them: what is proposed, voted on and audited is
+executed here. Knows no storage but a function that reads one state node.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from eth.consensus.context import ConsensusContext
 from eth.db.atomic import AtomicDB
 from eth.db.backends.base import BaseDB
 from eth.db.chain import ChainDB
+from eth.exceptions import VMError
 from eth.vm.chain_context import ChainContext
 from eth.vm.forks.cancun import CancunVM
 from eth.vm.forks.cancun.blocks import CancunBlockHeader
@@ -22,11 +24,12 @@ from contracts.calls import revert_reason
 from contracts.errors import BadInput
 from contracts.events import ContractEvent, decode_log
 from contracts.types import Address
+from ledger.receipts import RawLog
 from ledger.record import TransactionRecord
 from ledger.roots import list_root
 from ledger.seal import EXTRA_DATA_SIZE
-from ledger.state import LedgerState, ReadNode
 from ledger.transactions import Transaction
+from ledger.trie import ReadNode
 
 
 def _no_node(key: bytes) -> None:
@@ -65,7 +68,6 @@ class Overlay(BaseDB):
 class LedgerVM(CancunVM):
     """Cancun with room for the seal in extra_data and ancestors read from our own store."""
 
-    _state_class = LedgerState
     extra_data_max_bytes = EXTRA_DATA_SIZE
     ancestors: Iterable[bytes] = ()
 
@@ -129,8 +131,8 @@ class Execution:
             nonce=transaction.nonce,
             to=transaction.to,
             gas_used=receipt.gas_used - gas_before,
-            reason=_reason(computation),
-            events=_events(receipt),
+            reason=reason_of(bytes(computation.output), type(computation.error)) if computation.is_error else None,
+            events=events_of((bytes(log.address), tuple(log.topics), bytes(log.data)) for log in receipt.logs),
         )
         self._transactions.append(transaction)
         self._receipts.append(receipt)
@@ -158,18 +160,14 @@ class Execution:
         )
 
 
-def _reason(computation: Any) -> str | None:
-    """Why a transaction failed, None when it did not."""
-    if not computation.is_error:
-        return None
-    output = bytes(computation.output)
+def reason_of(output: bytes, error: type[VMError]) -> str:
+    """Why a transaction failed."""
     # Of py-evm's own errors the kind only: their texts may change with its version, and a record is kept for ever.
-    return revert_reason(output) if output else f"the call failed: {type(computation.error).__name__}"
+    return revert_reason(output) if output else f"the call failed: {error.__name__}"
 
 
-def _events(receipt: Any) -> tuple[ContractEvent, ...]:
+def events_of(logs: Iterable[RawLog]) -> tuple[ContractEvent, ...]:
     decoded = (
-        decode_log(bytes(log.address), [topic.to_bytes(32, "big") for topic in log.topics], bytes(log.data))
-        for log in receipt.logs
+        decode_log(address, [topic.to_bytes(32, "big") for topic in topics], data) for address, topics, data in logs
     )
     return tuple(event for event in decoded if event is not None)

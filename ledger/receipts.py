@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import rlp
+from eth_bloom.bloom import BloomFilter
+from rlp.codec import encode_raw
 
 from contracts.errors import BadInput
 from contracts.types import Address
@@ -13,6 +16,12 @@ from ledger.transactions import DYNAMIC_FEE_TYPE
 
 RLP_LIST = 0xC0
 """The first byte of an RLP list is at least this: a legacy transaction's and receipt's; typed ones begin below."""
+
+TOPIC_SIZE = 32
+BLOOM_SIZE = 256
+
+BLOOM_BITS_MAX = 4_096
+"""Addresses and topics whose bits are remembered: there are some 30, and one for each account that is a topic."""
 
 _MALFORMED = (rlp.exceptions.RLPException, ValueError, TypeError, IndexError, RecursionError)
 
@@ -39,6 +48,45 @@ class TransactionReceipt:
     gas_used_after: int
     bloom: bytes
     logs: tuple[Log, ...]
+
+
+RawLog = tuple[bytes, tuple[int, ...], bytes]
+"""Address, topics and data, as execution gives them."""
+
+
+@dataclass(frozen=True)
+class EncodedReceipt:
+    """A receipt as the receipt root commits to it, and its bloom filter."""
+
+    encoded: bytes
+    bloom: int
+
+    def encode(self) -> bytes:
+        return self.encoded
+
+
+def encode_receipt(kind: int, succeeded: bool, gas_used_after: int, logs: Sequence[RawLog]) -> EncodedReceipt:
+    """The receipt of a transaction of a type; see TransactionReceipt."""
+    bloom = 0
+    parts = []
+    for address, numbers, data in logs:
+        topics = [topic.to_bytes(TOPIC_SIZE) for topic in numbers]
+        for part in (address, *topics):
+            bloom |= _bloom_bits(part)
+        parts.append([address, topics, data])
+    fields = [b"\1" if succeeded else b"", _number(gas_used_after), bloom.to_bytes(BLOOM_SIZE), parts]
+    return EncodedReceipt((bytes([kind]) if kind else b"") + encode_raw(fields), bloom)
+
+
+@lru_cache(BLOOM_BITS_MAX)
+def _bloom_bits(part: bytes) -> int:
+    """What an address or a topic sets in a bloom filter."""
+    return int(BloomFilter.from_iterable([part]))
+
+
+def _number(value: int) -> bytes:
+    """As RLP has it: without leading zeros."""
+    return value.to_bytes((value.bit_length() + 7) // 8)
 
 
 def decode_receipts(encoded: Sequence[bytes]) -> tuple[TransactionReceipt, ...]:

@@ -37,14 +37,14 @@ def _node(leaves: Sequence[tuple[Nibbles, bytes]], at: int) -> Node:
     tells where it ends, so no branch has a value of its own."""
     first, last = leaves[0][0], leaves[-1][0]
     if len(leaves) == 1:
-        return [_hex_prefix(first[at:], is_leaf=True), leaves[0][1]]
+        return [hex_prefix(first[at:], is_leaf=True), leaves[0][1]]
     fork = at
     while first[fork] == last[fork]:
         fork += 1
     branch: Node = [b""] * 17
     for nibble, below in groupby(leaves, key=lambda leaf: leaf[0][fork]):
         branch[nibble] = _reference(_node(list(below), fork + 1))
-    return branch if fork == at else [_hex_prefix(first[at:fork], is_leaf=False), _reference(branch)]
+    return branch if fork == at else [hex_prefix(first[at:fork], is_leaf=False), _reference(branch)]
 
 
 def _reference(node: Node) -> bytes | Node:
@@ -53,7 +53,7 @@ def _reference(node: Node) -> bytes | Node:
     return node if len(encoded) < HASH_SIZE else bytes(keccak(encoded))
 
 
-def _hex_prefix(path: Nibbles, is_leaf: bool) -> bytes:
+def hex_prefix(path: Nibbles, is_leaf: bool) -> bytes:
     """A path in whole bytes, its first nibble telling a leaf's and an odd one's (Yellow Paper C)."""
     odd = len(path) % 2
     nibbles = (2 * is_leaf + odd, *(() if odd else (0,)), *path)

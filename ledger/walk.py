@@ -17,7 +17,7 @@ from eth.rlp.accounts import Account
 from trie.utils.nibbles import decode_nibbles, is_nibbles_terminated
 
 from contracts.errors import BadPeer
-from ledger.state import ReadNode
+from ledger.trie import ReadNode
 
 HASH_SIZE = 32
 BRANCH_SIZE = 17

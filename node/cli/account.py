@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from contracts.types import Address
-from node.cli import common
+from node.cli import common, signing
+from node.cli.signing import Signer
 
 
 @click.group()
@@ -65,60 +66,36 @@ def info(address: str, rpc_url: str, token: str | None, as_json: bool) -> None:
 @click.argument("addresses", nargs=-1, required=True)
 @click.option("--tier", help="Grant this tier at the same time.")
 @click.option("--for", "duration", default="1y", show_default=True, help="How long the tier holds: 12h, 30d, 1y.")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def enrol(
     addresses: tuple[str, ...],
     tier: str | None,
     duration: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Let accounts send transactions (an admin's transaction)."""
     from contracts.calls import EnrolAccounts, GrantTier
 
     accounts = tuple(Address(common.parse_address(address)) for address in addresses)
     until = int(time.time()) + common.parse_duration_s(duration)
-    key = common.open_key(key_path, data_dir, password_file)
-    rpc = common.client(rpc_url, token)
-    receipts = [common.send_call(rpc, key, EnrolAccounts(accounts))]
+    receipts = [signer.send(EnrolAccounts(accounts))]
     if tier is not None:
-        receipts += [common.send_call(rpc, key, GrantTier(address, tier, until)) for address in accounts]
-    if as_json:
-        common.show_json(receipts)
-    else:
-        click.echo(f"enrolled {', '.join(addresses)} in block {receipts[-1]['block_number']}")
+        receipts += [signer.send(GrantTier(address, tier, until)) for address in accounts]
+    signer.show(receipts, f"enrolled {', '.join(addresses)} in block {receipts[-1]['block_number']}")
 
 
 @account.command("expel")
 @click.argument("address")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def expel(
     address: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Take an account's right to send (an admin's transaction)."""
     from contracts.calls import ExpelAccount
 
-    target = Address(common.parse_address(address))
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(common.client(rpc_url, token), key, ExpelAccount(target))
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"expelled {address} in block {receipt['block_number']}")
+    receipt = signer.send(ExpelAccount(Address(common.parse_address(address))))
+    signer.show(receipt, f"expelled {address} in block {receipt['block_number']}")
 
 
 @click.command("token")

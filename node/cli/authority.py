@@ -9,7 +9,8 @@ import click
 
 from contracts.errors import BadInput, NotFound
 from contracts.types import Address, EvidenceHash
-from node.cli import common
+from node.cli import common, signing
+from node.cli.signing import Signer
 
 EVIDENCE_FILE_BYTES_MAX = 16_384
 
@@ -36,58 +37,34 @@ def list_authorities(rpc_url: str, token: str | None, as_json: bool) -> None:
 
 @authority.command("add")
 @click.argument("address")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def add(
     address: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Let an account propose blocks and vote (an admin's transaction)."""
     from contracts.calls import AddAuthority
 
-    target = Address(common.parse_address(address))
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(common.client(rpc_url, token), key, AddAuthority(target))
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{address} is an authority after block {receipt['block_number']}")
+    receipt = signer.send(AddAuthority(Address(common.parse_address(address))))
+    signer.show(receipt, f"{address} is an authority after block {receipt['block_number']}")
 
 
 @authority.command("remove")
 @click.argument("address")
 @click.option("--cite", is_flag=True, help="Cite the proof this node has that it contradicted itself.")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def remove(
     address: str,
     cite: bool,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Take an account's vote (an admin's transaction)."""
     from contracts.calls import RemoveAuthority
 
     target = Address(common.parse_address(address))
-    rpc = common.client(rpc_url, token)
-    evidence = bytes.fromhex(_evidence(rpc, address)["evidence_hash"].removeprefix("0x")) if cite else bytes(32)
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(rpc, key, RemoveAuthority(target, EvidenceHash(evidence)))
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{address} is no authority after block {receipt['block_number']}")
+    evidence = bytes.fromhex(_evidence(signer.rpc, address)["evidence_hash"].removeprefix("0x")) if cite else bytes(32)
+    receipt = signer.send(RemoveAuthority(target, EvidenceHash(evidence)))
+    signer.show(receipt, f"{address} is no authority after block {receipt['block_number']}")
 
 
 @authority.command("evidence")

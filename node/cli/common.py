@@ -1,4 +1,4 @@
-"""What the commands share: options, passwords, tables, and signed transactions sent over RPC."""
+"""What the commands share: options, passwords, tables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from contracts.errors import BadInput, NotAllowed
+from contracts.errors import BadInput
 from node import config as settings
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-    from contracts.calls import Call
     from ledger.keys import Key
     from node.rpc.client import RpcClient
 
@@ -24,7 +23,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 RPC_URL_DEFAULT = "http://127.0.0.1:9944"
 RPC_TIMEOUT_S = 60.0
-RECEIPT_TIMEOUT_S = 60.0
 PASSWORD_BYTES_MAX = 4096
 PIPE_WIDTH = 1000
 
@@ -111,30 +109,6 @@ def client(rpc_url: str, token: str | None, timeout_s: float | None = RPC_TIMEOU
     made = RpcClient(rpc_url, token, timeout_s=timeout_s)
     click.get_current_context().call_on_close(made.close)
     return made
-
-
-def send_call(rpc: RpcClient, key: Key, call: Call, method: str = "sendRawTransaction") -> dict[str, Any]:
-    """Sign `call`, submit it, and wait for its receipt. Raises NotAllowed with the contract's reason."""
-    import time
-
-    from ledger.transactions import CALL_GAS, sign
-
-    chain = rpc.call("getChainInfo")
-    account = rpc.call("getAccount", account=f"0x{key.address.hex()}")
-    raw = sign(key, chain["chain_id"], account["nonce"], call.to, call.encode(), CALL_GAS)
-    transaction_hash = rpc.call(method, transaction=f"0x{raw.hex()}")["transaction_hash"]
-    deadline = time.monotonic() + RECEIPT_TIMEOUT_S
-    while (receipt := rpc.call("getTransactionReceipt", transaction_hash=transaction_hash)) is None:
-        if time.monotonic() > deadline:
-            raise NotAllowed(
-                f"transaction {transaction_hash} is in no block after {RECEIPT_TIMEOUT_S:.0f} s: "
-                "is the authority's node running and reachable?"
-            )
-        time.sleep(0.1)
-    if not receipt["succeeded"]:
-        raise NotAllowed(f"the contract refused it: {receipt['reason']}")
-    answer: dict[str, Any] = receipt
-    return answer
 
 
 def progress_bars(*columns: ProgressColumn) -> Progress:

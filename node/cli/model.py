@@ -9,7 +9,8 @@ import click
 
 from contracts.errors import BadInput, Conflict, NotFound
 from contracts.types import ManifestHash, ModelId, Version
-from node.cli import common
+from node.cli import common, signing
+from node.cli.signing import Signer
 
 if TYPE_CHECKING:
     from node.storage.manifest import Manifest
@@ -79,9 +80,7 @@ def import_(source: Path, move: bool, data_dir: Path, as_json: bool) -> None:
 @click.option("--tier", required=True, help="The lowest tier that may use it.")
 @click.option("--core", is_flag=True, help="Make it the network's core model.")
 @click.option("--metadata", default="", help="Free text on the ledger, such as a licence or a source.")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def publish(
     model_id: str,
     version: str,
@@ -89,12 +88,7 @@ def publish(
     tier: str,
     core: bool,
     metadata: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Register an imported model on the ledger (an admin's transaction)."""
     from contracts.calls import RegisterModel
@@ -102,7 +96,7 @@ def publish(
     from node.storage.store import ShardStore
 
     settings.check_model_id(model_id)
-    store = ShardStore(data_dir / "store")
+    store = ShardStore(signer.data_dir / "store")
     chosen = _chosen_manifest(store.manifests(), manifest_hash)
     manifest = store.manifest(chosen)
     call = RegisterModel(
@@ -118,12 +112,8 @@ def publish(
         architecture=_architecture(manifest, store),
         metadata=metadata,
     )
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(common.client(rpc_url, token), key, call, method="registerModel")
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{model_id} version {version} is registered in block {receipt['block_number']}")
+    receipt = signer.send(call, method="registerModel")
+    signer.show(receipt, f"{model_id} version {version} is registered in block {receipt['block_number']}")
 
 
 def _architecture(manifest: Manifest, store: ShardStore) -> str:
@@ -254,53 +244,30 @@ def switch(model_id: str, data_dir: Path, as_json: bool) -> None:
 @model.command("set-core")
 @click.argument("model_id")
 @click.argument("version")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def set_core(
     model_id: str,
     version: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Designate the network's core model (an admin's transaction)."""
     from contracts.calls import SetCoreModel
 
-    key = common.open_key(key_path, data_dir, password_file)
-    call = SetCoreModel(ModelId(model_id), Version(version))
-    receipt = common.send_call(common.client(rpc_url, token), key, call, method="setCoreModel")
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{model_id} version {version} is the core model from block {receipt['block_number']}")
+    receipt = signer.send(SetCoreModel(ModelId(model_id), Version(version)), method="setCoreModel")
+    signer.show(receipt, f"{model_id} version {version} is the core model from block {receipt['block_number']}")
 
 
 @model.command("retire")
 @click.argument("model_id")
 @click.argument("version")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def retire(
     model_id: str,
     version: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Take a version out of service (an admin's transaction)."""
     from contracts.calls import RetireModel
 
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(common.client(rpc_url, token), key, RetireModel(ModelId(model_id), Version(version)))
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{model_id} version {version} is retired from block {receipt['block_number']}")
+    receipt = signer.send(RetireModel(ModelId(model_id), Version(version)))
+    signer.show(receipt, f"{model_id} version {version} is retired from block {receipt['block_number']}")

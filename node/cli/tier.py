@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import click
 
 from contracts.types import Address
-from node.cli import common
+from node.cli import common, signing
+from node.cli.signing import Signer
 
 
 @click.group()
@@ -33,57 +33,34 @@ def list_tiers(rpc_url: str, token: str | None, as_json: bool) -> None:
 @click.argument("address")
 @click.argument("name", metavar="TIER")
 @click.option("--for", "duration", default="1y", show_default=True, help="How long it holds: 12h, 30d, 1y.")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def grant(
     address: str,
     name: str,
     duration: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Let an account use models of TIER and below (an admin's transaction)."""
     from contracts.calls import GrantTier
 
     target = Address(common.parse_address(address))
     until = int(time.time()) + common.parse_duration_s(duration)
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(common.client(rpc_url, token), key, GrantTier(target, name, until))
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{address} holds {name} for {duration}, granted in block {receipt['block_number']}")
+    receipt = signer.send(GrantTier(target, name, until))
+    signer.show(receipt, f"{address} holds {name} for {duration}, granted in block {receipt['block_number']}")
 
 
 @tier.command("revoke")
 @click.argument("address")
-@common.key_options
-@common.rpc_options
-@common.json_option
+@signing.options
 def revoke(
     address: str,
-    key_path: Path | None,
-    data_dir: Path,
-    password_file: Path | None,
-    rpc_url: str,
-    token: str | None,
-    as_json: bool,
+    signer: Signer,
 ) -> None:
     """Take an account's tier (an admin's transaction)."""
     from contracts.calls import RevokeTier
 
-    target = Address(common.parse_address(address))
-    key = common.open_key(key_path, data_dir, password_file)
-    receipt = common.send_call(common.client(rpc_url, token), key, RevokeTier(target))
-    if as_json:
-        common.show_json(receipt)
-    else:
-        click.echo(f"{address} holds no tier any more, revoked in block {receipt['block_number']}")
+    receipt = signer.send(RevokeTier(Address(common.parse_address(address))))
+    signer.show(receipt, f"{address} holds no tier any more, revoked in block {receipt['block_number']}")
 
 
 @tier.command("check")

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from node.rpc.port import NodePort
@@ -57,6 +57,12 @@ class _Scrape(Collector):
         yield _counter("consensus_timeouts", "Iterations it voted to end without a block", now.iterations_timed_out)
         yield _counter("consensus_messages", "Messages of consensus received", now.messages_received)
         yield _counter("consensus_messages_dropped", "Messages of consensus dropped", now.messages_dropped)
+        yield SummaryMetricFamily(
+            "aigen_consensus_finality_seconds",
+            "From when this node began to make a block until it was final here",
+            count_value=now.own_blocks.count,
+            sum_value=now.own_blocks.seconds,
+        )
 
     def _machine(self) -> Iterator[Metric]:
         info = self._node.node_info()

@@ -19,11 +19,10 @@ from contracts import events
 from contracts.calls import AnnounceShards, Call, JoinNode, RegisterModel
 from contracts.types import ShardHash
 from genesis.block import set_up_calls
-from ledger import keys, record
-from ledger import state as ledger_state
+from ledger import keys, record, trie
 from ledger.keys import Key
 from node import state
-from tests.benchmarks import authorities, joining, peers, replay, report
+from tests.benchmarks import authorities, finality, joining, peers, replay, report
 from tests.benchmarks.disk import Disk
 from tests.benchmarks.peers import Peer, Step
 from tests.ledger import world
@@ -49,7 +48,8 @@ CONFIG = world.make_config(accounts=OPERATORS)
 NOTE = """Medians of 3, taken in turns. Ours checks seal, certificate, signatures and roots, decodes events and writes \
 to disk, synced. The peers only execute, in memory: no seal, no disk. eth-tester is called in its own process; hardhat \
 and anvil are sent JSON-RPC over HTTP, which is part of their time. Starts are of synthetic chains: valid event \
-records, written without executing them."""
+records, written without executing them. Times to final and to a receipt are of node processes that share this \
+machine's cores."""
 
 
 def node_id(operator: int) -> str:
@@ -100,8 +100,8 @@ def sealed(block_transactions: int, count: int) -> list[bytes]:
 def forget() -> None:
     """Make this process what it was before it saw the blocks: nothing of them is read, decoded or recovered already."""
     keys.recover.cache_clear()
-    ledger_state._decoded.cache_clear()
-    ledger_state._path.cache_clear()
+    trie._decoded.cache_clear()
+    trie._path.cache_clear()
 
 
 def imported(blocks: list[bytes], count: int) -> float:
@@ -225,6 +225,7 @@ def main() -> None:
     rows.append(compare_replay())
     rows += replay.rows(CONFIG, transaction_records)
     rows += authorities.rows()
+    rows += finality.rows()
     report.publish("ledger", rows, NOTE)
     disk.show(f"on disk at {BLOCK_TRANSACTIONS} transactions a block, bytes for each transaction", count)
 

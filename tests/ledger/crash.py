@@ -99,6 +99,8 @@ SEALING: dict[str, Point | HalfSnapshot] = {
     "own transaction in the journal, not answered": Point(Store, "append_journal", after=True, nth=4),
     "vote about to be written": Point(Store, "write_ballots", after=False, nth=3),
     "vote in the journal, not sent": Point(Store, "write_ballots", after=True, nth=3),
+    "vote sent, its block not written": Point(Consensus, "_broadcast", after=True, nth=2),
+    "finalising vote sent, its block not written": Point(Consensus, "_broadcast", after=True, nth=4 * 2 + 3),
     "block executed": Point(Chain, "propose", after=True, nth=3),
     "batch about to be written": Point(Store, "commit", after=False, nth=3),
     "batch written, not adopted": Point(Store, "commit", after=True, nth=3),
@@ -234,8 +236,10 @@ def check(tell: Tell, path: str, acknowledged: list[str], hour: int, audited: bo
     if audited:
         assert audit.verify(folder, CONFIG).blocks == head
     with open_ledger(folder, CONFIG, hourly_clock(hour + 5000)) as ledger:
+        said_final = [ballot.finalised for ballot in ledger.ballots.values() if ballot.finalised]
         trio.run(_go_on, ledger)
         assert ledger.head.number > head
+        assert all(ledger.number_of(block_hash) for block_hash in said_final), "a restart makes no other block of it"
     tell({"head": head, "opened_from": opened_from, "members": len(folded.members.members)})
 
 

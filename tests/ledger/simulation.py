@@ -112,7 +112,7 @@ class Node:
     def open(self) -> Ledger:
         config, genesis = self.simulation.network
         store = Store(self.path)
-        chain = Chain(store, config, genesis, cast(type[Execution], ToyExecution))
+        chain = Chain(store, config, genesis, cast(type[Execution], ToyExecution), shortcut=None)
         self._arm(store)
         return Ledger(chain, world.virtual_clock)
 

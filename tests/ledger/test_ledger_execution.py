@@ -20,7 +20,7 @@ def chain(tmp_path: Path) -> Iterator[Chain]:
 
 @pytest.fixture
 def execution(chain: Chain) -> Iterator[Execution]:
-    with chain._execution(chain._imagined(EPOCH + 1), chain.tip) as execution:
+    with chain._execution(chain._imagined(EPOCH + 1, chain.tip), chain.tip) as execution:
         yield execution
 
 
@@ -43,7 +43,7 @@ def test_nothing_is_written_and_the_same_again_is_the_same(chain: Chain) -> None
     before = dict(chain.store._db.iterator())
     roots = set()
     for _ in range(2):
-        with chain._execution(chain._imagined(EPOCH + 1), chain.tip) as execution:
+        with chain._execution(chain._imagined(EPOCH + 1, chain.tip), chain.tip) as execution:
             execution.apply(chain.decode(raw_call(ADMIN, 0, register())))
             roots.add(execution.finish().header.hash)
     assert len(roots) == 1

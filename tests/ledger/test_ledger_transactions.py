@@ -10,7 +10,6 @@ from eth_account import Account
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contracts.addresses import ADDRESSES
 from contracts.errors import BadInput, NotAllowed
 from ledger.keys import HALF_ORDER
 from ledger.transactions import CALL_GAS, TRANSACTION_BYTES_MAX, check_enrolled, decode, sign
@@ -33,6 +32,11 @@ FIELDS: dict[str, Any] = {
 }
 LEGACY: dict[str, Any] = {key: FIELDS[key] for key in ("chainId", "nonce", "to", "value", "gas", "data")} | {
     "gasPrice": 0
+}
+
+
+LISTED = FIELDS | {
+    "accessList": [{"address": "0x" + CALL.to.hex(), "storageKeys": ["0x" + "01" * 32, "0x" + "00" * 32]}]
 }
 
 
@@ -89,8 +93,47 @@ def test_access_list_type_is_refused() -> None:
 
 
 def test_type_2_with_an_access_list_is_taken() -> None:
-    listed = {"address": "0x" + ADDRESSES["Models"].hex(), "storageKeys": ["0x" + "01" * 32]}
-    assert take(signed(FIELDS | {"accessList": [listed]})).sender == ADMIN.address
+    assert take(signed(LISTED)).sender == ADMIN.address
+
+
+@pytest.mark.parametrize("fields", [FIELDS, LEGACY, LISTED], ids=["type 2", "legacy", "with an access list"])
+def test_what_is_read_is_what_py_evm_reads(fields: dict[str, Any]) -> None:
+    found = take(signed(fields))
+    theirs = found.signed
+    assert (found.sender, found.hash, found.type) == (theirs.get_sender(), theirs.hash, theirs.type_id or 0)
+    for name in ("nonce", "gas", "to", "data", "intrinsic_gas"):
+        assert getattr(found, name) == getattr(theirs, name)
+    assert found.access_list == tuple((account, tuple(slots)) for account, slots in theirs.access_list)
+
+
+ACCOUNT, KEY = b"a" * 20, b"k" * 32
+NUMBERS = [b"\0", b"\0\1", b"\1" * 33, []]
+NO_LISTS = [b"", b"\1", [b""], [[ACCOUNT]], [[ACCOUNT, b""]], [[b"", []]], [[ACCOUNT, [KEY[1:]]]], [[ACCOUNT, [[]]]]]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((place, value) for place in (0, 1, 2, 3, 4, 6, 9, 10, 11) for value in NUMBERS),
+        (1, b"\xff" * 8),
+        (9, b"\2"),
+        (5, []),
+        (7, []),
+        *((8, value) for value in NO_LISTS),
+    ],
+)
+def test_fields_that_are_none(place: int, value: Any) -> None:
+    """Whoever signed it: the sender would be somebody, were it taken."""
+    fields = rlp.decode(RAW[1:])
+    fields[place] = value
+    with pytest.raises(BadInput, match="not a signed Ethereum transaction"):
+        take(RAW[:1] + rlp.encode(fields))
+
+
+@pytest.mark.parametrize("first", [*range(2), *range(3, 256)])
+def test_only_two_types_are_taken(first: int) -> None:
+    with pytest.raises(BadInput, match=r"type|list|not a signed"):
+        take(bytes([first]) + RAW[1:])
 
 
 def test_oversized_transaction() -> None:
@@ -133,13 +176,13 @@ def test_any_bytes_are_a_transaction_or_bad_input(raw: bytes) -> None:
 
 @pytest.mark.parametrize("fields", [FIELDS, LEGACY], ids=["type 2", "legacy"])
 def test_second_encoding_of_the_same_is_refused(fields: dict[str, Any]) -> None:
-    """An empty list decodes as the number 0: the signature holds, the hash is another."""
+    """An empty list could be taken for the number 0, and no bytes for an empty list: another hash of the same."""
     raw = signed(fields)
     kind, body = (raw[:1], raw[1:]) if raw[0] == 2 else (b"", raw)
     values = rlp.decode(body)
     for place, value in enumerate(values):
-        if value == b"":
-            other = kind + rlp.encode([*values[:place], [], *values[place + 1 :]])
+        if value in (b"", []):
+            other = kind + rlp.encode([*values[:place], b"" if value == [] else [], *values[place + 1 :]])
             assert other != raw
             with pytest.raises(BadInput):
                 take(other)

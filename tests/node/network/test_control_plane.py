@@ -493,19 +493,21 @@ async def test_streams_of_one_peer_are_bounded() -> None:
         await nursery.start(a.run)
         await peer.dial(a.address)
         await a.control.wait_peers()
-        poll = encode(GetBlocks(GENESIS, 1, 1, 2.0))
+        poll = encode(GetBlocks(GENESIS, 1, 1, 20.0))
         answers: list[bytes] = []
         refused: list[Busy] = []
 
         async def ask() -> None:
             try:
-                answers.append(await peer.request(a.node_id, poll, ANSWER_BYTES_MAX, 10.0))
+                answers.append(await peer.request(a.node_id, poll, ANSWER_BYTES_MAX, DEADLINE_S))
             except Busy as error:
                 refused.append(error)
 
         async with trio.open_nursery() as asking:
             for _ in range(host_module.STREAMS_PER_PEER_MAX + 5):
                 asking.start_soon(ask)
+            await until(lambda: len(refused) == 5)
+            a.ledger.grow(1)
         assert len(answers) == host_module.STREAMS_PER_PEER_MAX
         assert len(refused) == 5
         assert a.peers() == [peer.node_id]

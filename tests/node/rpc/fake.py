@@ -15,6 +15,7 @@ from ledger.consensus import ConsensusStatistics
 from ledger.keys import Key
 from ledger.proof import FinalBlock, Proof, Way
 from ledger.prover import Shows
+from ledger.stopwatch import OwnBlocks
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
@@ -222,7 +223,7 @@ class FakeNode:
             bytes_fetched=0,
             fetching=FetcherStatistics(sources=(DROPPED,)),
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
-            consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0),
+            consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0, OwnBlocks(3, 0.75, 8, NOW)),
             steps=(port.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
             models=self.load_states(),
         )

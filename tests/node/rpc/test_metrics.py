@@ -31,6 +31,8 @@ def test_what_the_node_says_is_what_is_read() -> None:
     assert found["aigen_state_alarms"] == len(info.state_alarms) > 0
     assert found["aigen_consensus_iteration"] == info.consensus.iteration
     assert found["aigen_consensus_timeouts_total"] == info.consensus.iterations_timed_out > 0
+    assert found["aigen_consensus_finality_seconds_count"] == info.consensus.own_blocks.count > 0
+    assert found["aigen_consensus_finality_seconds_sum"] == info.consensus.own_blocks.seconds
     assert found["aigen_disk_used_bytes"] == info.disk_used
     assert found["aigen_fetched_bytes_total"] == info.bytes_fetched
     assert found["aigen_sources_dropped"] == 1

@@ -1,24 +1,19 @@
-"""State with less done twice: each block is what plain py-evm makes of the same calls, its hashes what they were."""
+"""The shortcut: each block is what py-evm makes of the same calls; what differs is executed by py-evm."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rlp
-from eth.constants import BLANK_ROOT_HASH
-from eth.db.account import AccountDB
-from eth.db.atomic import AtomicDB
-from eth.db.backends.memory import MemoryDB
-from eth.vm.forks.cancun.state import CancunState
+from eth_account import Account
 from eth_hash.auto import keccak
-from hypothesis import example, given
-from hypothesis import strategies as st
 from trie import HexaryTrie
-from trie.exceptions import MissingTrieNode
 
+from contracts.addresses import ADDRESSES
 from contracts.calls import (
     AddAuthority,
     AddMirror,
@@ -35,12 +30,14 @@ from contracts.calls import (
     SetCoreModel,
     WithdrawShards,
 )
-from ledger import state
-from ledger.block import EXECUTION_DECIDES, child_header
-from ledger.chain import Chain
-from ledger.execution import Executed, LedgerVM
+from contracts.errors import BadPeer
+from ledger import seal, shortcut, state
+from ledger.block import EXECUTION_DECIDES, SealedBlock, child_header
+from ledger.chain import Chain, Shortcut
+from ledger.execution import Executed
 from ledger.keys import Key
-from ledger.state import Nodes, _Accounts, _Trie
+from ledger.runs import HandOver
+from ledger.state import Nodes
 from tests.ledger.world import (
     ADMIN,
     AUTHORITY,
@@ -53,6 +50,7 @@ from tests.ledger.world import (
     Builder,
     address,
     announce,
+    decode_sealed,
     enrol,
     import_block,
     join,
@@ -116,31 +114,49 @@ def signed(chain: Chain, block: list[Step]) -> list[bytes]:
 
 def executed(chain: Chain, raws: list[bytes]) -> Executed:
     header = child_header(chain.tip.header, chain.tip.header.timestamp + 1, AUTHORITY.address, b"")
+    return shortcut.execute(header, [chain.decode(raw) for raw in raws], chain.store.state_node)
+
+
+def made_by_py_evm(chain: Chain, raws: list[bytes]) -> Executed:
+    header = child_header(chain.tip.header, chain.tip.header.timestamp + 1, AUTHORITY.address, b"")
     with chain._execution(header, chain.tip) as execution:
         for raw in raws:
             execution.apply(chain.decode(raw))
         return execution.finish()
 
 
-def test_every_block_is_what_plain_py_evm_makes_of_it(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_is_what_py_evm_makes_of_it(chain: Chain) -> None:
     reasons = set()
     for block in BLOCKS:
         raws = signed(chain, block)
-        ours = executed(chain, raws)
-        with monkeypatch.context() as patch:
-            patch.setattr(LedgerVM, "_state_class", CancunState)
-            plain = executed(chain, raws)
-        assert ours.header == plain.header
-        assert ours.records == plain.records
-        assert [r.encode() for r in ours.receipts] == [r.encode() for r in plain.receipts]
+        ours, theirs = executed(chain, raws), made_by_py_evm(chain, raws)
+        assert (ours.header, ours.records, ours.transactions) == (theirs.header, theirs.records, theirs.transactions)
+        assert [receipt.encode() for receipt in ours.receipts] == [receipt.encode() for receipt in theirs.receipts]
         # py-evm also writes again what it leaves as it was.
-        assert ours.state_nodes.items() <= plain.state_nodes.items()
-        for key in plain.state_nodes.keys() - ours.state_nodes.keys():
-            assert chain.store.state_node(key) == plain.state_nodes[key]
+        assert ours.state_nodes.items() <= theirs.state_nodes.items()
+        for key in theirs.state_nodes.keys() - ours.state_nodes.keys():
+            assert chain.store.state_node(key) == theirs.state_nodes[key]
         reasons |= {record.reason for record in ours.records}
         Builder(chain).grow(*raws)
     assert len(reasons) > 3
     assert {None, "the call failed: OutOfGas"} < reasons
+
+
+def test_an_access_list_warms_what_it_names(chain: Chain) -> None:
+    """It costs what naming it costs, and what is named costs less."""
+    Builder(chain).grow(*signed(chain, BLOCKS[0]))
+    call = announce((0, 2))
+    fields = {"chainId": chain.chain_id, "nonce": chain.nonce(OPERATOR.address), "to": call.to, "gas": ENOUGH}
+    fields |= {"value": 0, "maxFeePerGas": 0, "maxPriorityFeePerGas": 0, "data": call.encode(), "type": 2}
+    used = []
+    for addresses, slots in (([], []), (["Models", "Members"], []), (["Accounts"], list(range(200)))):
+        keys = ["0x" + slot.to_bytes(32).hex() for slot in slots]
+        listed = [{"address": "0x" + ADDRESSES[name].hex(), "storageKeys": keys} for name in addresses]
+        raw = bytes(Account.sign_transaction({**fields, "accessList": listed}, OPERATOR.secret).raw_transaction)
+        ours, theirs = executed(chain, [raw]), made_by_py_evm(chain, [raw])
+        assert ours.header == theirs.header
+        used.append(int(theirs.header.gas_used))
+    assert used[1] < used[0] < used[2]
 
 
 def test_a_fixed_chain_has_the_roots_it_always_had(chain: Chain) -> None:
@@ -151,6 +167,62 @@ def test_a_fixed_chain_has_the_roots_it_always_had(chain: Chain) -> None:
     roots = rlp.encode([[header[name] for name in sorted(EXECUTION_DECIDES)] for header in headers])
     receipts = b"".join(b"".join(chain.store.receipts(number)) for number in numbers)
     assert (f"0x{keccak(roots).hex()}", f"0x{keccak(receipts).hex()}") == (ROOTS, RECEIPTS)
+
+
+def test_blocks_from_others_take_it_and_those_made_here_do_not(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+
+    def count(header: Any, transactions: Any, read: Any) -> Executed:
+        taken.append(int(header.block_number))
+        return shortcut.execute(header, transactions, read)
+
+    monkeypatch.setattr(chain, "_shortcut", count)
+    data = Builder(chain).make(*signed(chain, BLOCKS[0]))
+    block = decode_sealed(data)
+    chain.execute_proposal(block.header(), block.transactions, EPOCH + 1_000_000, chain.tip)
+    assert taken == []
+    assert import_block(chain, data)
+    assert taken == [1]
+
+
+def wrong_root(header: Any, transactions: Any, read: Any) -> Executed:
+    found = shortcut.execute(header, transactions, read)
+    return replace(found, header=found.header.copy(state_root=b"\1" * 32), state_nodes={})
+
+
+def wrong_bloom(header: Any, transactions: Any, read: Any) -> Executed:
+    found = shortcut.execute(header, transactions, read)
+    return replace(found, header=found.header.copy(bloom=found.header.bloom ^ 1))
+
+
+def handed_over(header: Any, transactions: Any, read: Any) -> Executed:
+    raise HandOver
+
+
+@pytest.mark.parametrize("broken", [wrong_root, wrong_bloom, handed_over])
+def test_what_it_gets_wrong_is_executed_by_py_evm(
+    chain: Chain, tmp_path: Path, broken: Shortcut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_chain(tmp_path / "other") as other:
+        monkeypatch.setattr(other, "_shortcut", broken)
+        for block in BLOCKS:
+            data = Builder(chain).grow(*signed(chain, block))
+            assert import_block(other, data)
+        assert other.tip == chain.tip
+        end = chain.tip.number + 1
+        assert list(other.store.records(0, end)) == list(chain.store.records(0, end))
+
+
+def test_it_saves_no_wrong_block(chain: Chain) -> None:
+    """Its seal and its votes are right: its authorities lie together."""
+    block = decode_sealed(Builder(chain).make(*signed(chain, BLOCKS[0])))
+    header = block.header()
+    unsealed = header.copy(extra_data=header.extra_data[: seal.UNSEALED_SIZE], state_root=b"\1" * 32)
+    lie = seal.seal(unsealed, AUTHORITY)
+    certificate = seal.certify(chain.tip.epoch, lie, [AUTHORITY])
+    with pytest.raises(BadPeer, match="are not what executing it gives"):
+        import_block(chain, SealedBlock(rlp.encode(lie), block.transactions, certificate).encode())
+    assert chain.tip.number == 0
 
 
 def test_every_state_of_every_block_can_be_read(chain: Chain) -> None:
@@ -172,94 +244,6 @@ def leaves(trie: HexaryTrie, path: tuple[int, ...] = ()) -> Iterator[bytes]:
         yield node.value
     for segment in node.sub_segments:
         yield from leaves(trie, path + tuple(segment))
-
-
-def test_trie_reads_what_py_evms_does() -> None:
-    """Of many shapes: empty, one leaf, extensions, branches with values, nodes that stand in their parent."""
-    for size in (0, 1, 2, 3, 17, 300):
-        nodes: dict[bytes, bytes] = {}
-        plain = HexaryTrie(nodes)
-        keys = [keccak(bytes([i % 256, i // 256]))[: 1 + i % 5] for i in range(size)]
-        for i, key in enumerate(keys):
-            plain[key] = b"v" * (1 + i % 40)
-        ours = _Trie(nodes, plain.root_hash)
-        for key in (*keys, b"", b"\0", *(key + b"\1" for key in keys), *(key[:-1] for key in keys)):
-            assert ours[key] == plain[key]
-        for key in keys[::2]:
-            del ours[key]
-            del plain[key]
-            assert ours.root_hash == plain.root_hash
-        if nodes and size > 100:
-            state._decoded.cache_clear()
-            del nodes[plain.root_hash]
-            for trie in (ours, plain):
-                with pytest.raises(MissingTrieNode):
-                    trie[keys[1]]
-
-
-def test_a_node_handed_out_is_the_callers_own() -> None:
-    """py-evm's trie changes nodes in place, also those that stand in their parent."""
-    nodes: dict[bytes, bytes] = {}
-    plain = HexaryTrie(nodes)
-    for key in (b"\x10", b"\x11", b"\x20"):
-        plain[key] = b"v" * 10
-    ours = _Trie(nodes, plain.root_hash)
-    handed_out = ours.get_node(plain.root_hash)
-    before = repr(handed_out)
-    (inside,) = (part for part in handed_out if isinstance(part, list) and len(part) == 2)
-    inside[1] = handed_out[0] = b"changed"
-    assert repr(ours.get_node(plain.root_hash)) == before
-
-
-slots = st.integers(0, 3)
-whom = st.sampled_from([address(number) for number in range(4)])
-operations = st.one_of(
-    st.tuples(st.just("set_balance"), whom, st.integers(0, 2)),
-    st.tuples(st.just("set_nonce"), whom, st.integers(0, 2)),
-    st.tuples(st.just("set_storage"), whom, slots, st.integers(0, 2)),
-    st.tuples(st.just("set_code"), whom, st.sampled_from([b"", b"code"])),
-    st.tuples(st.just("touch_account"), whom),
-    st.tuples(st.just("delete_account"), whom),
-    st.tuples(st.sampled_from(["record", "commit", "discard", "lock_changes"])),
-    st.just(("persist",)),
-)
-
-
-def do(both: list[AccountDB], checkpoints: list[list[Any]], name: str, arguments: list[Any]) -> None:
-    """One operation on both; what has nothing to take back, or cannot be with something to take back, is left out."""
-    if name == "record":
-        checkpoints.append([accounts.record() for accounts in both])
-    elif name in {"commit", "discard"}:
-        for accounts, checkpoint in zip(both, checkpoints.pop() if checkpoints else (), strict=False):
-            getattr(accounts, name)(checkpoint)
-    elif not checkpoints or name not in {"lock_changes", "persist"}:
-        for accounts in both:
-            getattr(accounts, name)(*arguments)
-
-
-def answers(accounts: AccountDB) -> list[Any]:
-    questions = ("account_exists", "account_is_empty", "get_nonce", "get_balance", "get_code")
-    found: list[Any] = [getattr(accounts, name)(address(number)) for name in questions for number in range(4)]
-    return found + [accounts.get_storage(address(number), slot) for slot in range(4) for number in range(4)]
-
-
-@given(done=st.lists(operations, max_size=40))
-@example(done=[("set_nonce", address(1), 1), ("persist",), ("delete_account", address(1))])
-def test_accounts_go_the_way_of_py_evms(done: list[tuple[Any, ...]]) -> None:
-    """Any changes, some taken back, over several blocks: the same answers, the same roots, every node they need."""
-    stores: list[dict[bytes, bytes]] = [{}, {}]
-    both = [
-        kind(AtomicDB(MemoryDB(store)), BLANK_ROOT_HASH)
-        for kind, store in zip((AccountDB, _Accounts), stores, strict=True)
-    ]
-    checkpoints: list[list[Any]] = []
-    for name, *arguments in [*done, *[("commit",)] * len(done), ("persist",)]:
-        do(both, checkpoints, name, arguments)
-        plain, ours = both
-        assert plain.state_root == ours.state_root
-        if name != "commit":
-            assert answers(plain) == answers(ours)
-    assert answers(AccountDB(AtomicDB(MemoryDB(stores[1])), ours.state_root)) == answers(plain)
 
 
 def test_nodes_are_read_once_and_forgotten_above_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
