@@ -24,7 +24,7 @@ from node.network.fetching.statistics import FlightInfo, time_left_s
 from node.network.identity import NodeIdentity
 from node.network.pace import Pace, Share
 from node.network.sources import PeerSource, Source
-from node.network.wire import DataLimits, piece_bytes
+from node.network.wire import DataLimits, NotThere, piece_bytes
 from node.storage.manifest import ManifestShard
 from node.storage.partial import PartialShard
 
@@ -67,6 +67,8 @@ class _Candidate:
     """A source of this shard."""
 
     lanes: int = 0
+    is_hearsay: bool = False
+    """Another source named it: it need not have anything yet."""
     is_proved: bool = False
     """It has brought a piece."""
     failures: int = 0
@@ -105,7 +107,7 @@ class Flight:
         left = time_left_s(self.shard.size - self._bytes_here, rate)
         return FlightInfo(self.shard.sha256, self._bytes_here, self.shard.size, round(rate), left, self._lanes)
 
-    def add(self, sources: Iterable[Source]) -> None:
+    def add(self, sources: Iterable[Source], is_hearsay: bool = False) -> None:
         """Sources to ask; one that is dropped, or this node itself, is not."""
         now = trio.current_time()
         for source in self.means.records.in_order(sources):
@@ -114,14 +116,14 @@ class Flight:
             if trouble := self.means.records.dropped(source, now):
                 self._add_reason(f"{source} is not asked for now: {trouble}")
             elif source not in self._candidates and len(self._candidates) < SOURCES_KNOWN_MAX:
-                self._candidates[source] = _Candidate()
+                self._candidates[source] = _Candidate(is_hearsay=is_hearsay)
                 self._wake()
 
     def hear_of(self, others: Iterable[NodeId]) -> None:
         """Other nodes fetch this shard: what they have may be of use here, and the other way round."""
         found = [source for node_id in others for source in self.means.locate(node_id)]
         self._queue.is_shared |= bool(found)
-        self.add(found)
+        self.add(found, is_hearsay=True)
 
     async def run(self) -> None:
         """Return once every piece is here. Raises Busy when nobody gives more, and what our own disk raised."""
@@ -210,6 +212,10 @@ class Flight:
             self._wake()
 
     def _note_failure(self, source: Source, candidate: _Candidate, error: BadPeer | Busy, pieces: int) -> None:
+        if isinstance(error, NotThere) and candidate.is_hearsay:
+            log.debug("the source %s has nothing yet: %s", source, error)
+            self._end(candidate, pieces, POLL_S)
+            return
         self.means.records.failed(source, error, trio.current_time())
         self._add_reason(f"{source}: {error}")
         if isinstance(error, BadPeer):
