@@ -264,9 +264,10 @@ class DataServer:
         channel.send_part(msgspec.msgpack.encode(Have(bits, self._coming(shard_hash) if bits else b"", others)))
 
     def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+        buffer = bytearray(PIECE_SIZE)
         for index in range(first, first + count):
             try:
-                piece = self._shelf.piece(shard_hash, index)
+                piece = self._shelf.piece(shard_hash, index, buffer)
             except Corrupt:
                 with self._lock:
                     self._pieces_damaged += 1

@@ -28,7 +28,9 @@ class StorePort(Protocol):
 
     def arrived(self, shard_hash: ShardHash) -> bytes | None: ...
 
-    def read_piece(self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None) -> bytes: ...
+    def read_piece(
+        self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None, buffer: bytearray | None = None
+    ) -> memoryview: ...
 
 
 class Shelf:
@@ -44,13 +46,14 @@ class Shelf:
         """Raises NotFound, or Corrupt."""
         return self._store.manifest_bytes(manifest_hash)
 
-    def piece(self, shard_hash: ShardHash, index: int) -> bytes:
-        """A piece whose SHA-256 was taken just now. Raises NotFound, or Corrupt when the disk lies."""
+    def piece(self, shard_hash: ShardHash, index: int, buffer: bytearray | None = None) -> memoryview:
+        """A piece whose SHA-256 was taken just now, in `buffer`. Raises NotFound, or Corrupt when the disk lies."""
         hashes = self._hashes(shard_hash)
         if not 0 <= index * HASH_SIZE < len(hashes):
             raise NotFound(f"shard {shard_hash.hex()} has {len(hashes) // HASH_SIZE:,} pieces, none is number {index}")
         try:
-            return self._store.read_piece(shard_hash, index, hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE])
+            piece_hash = hashes[index * HASH_SIZE : (index + 1) * HASH_SIZE]
+            return self._store.read_piece(shard_hash, index, piece_hash, buffer)
         except (BadInput, NotAllowed) as error:  # removed meanwhile, or not ours to read: the path stays in our log
             log.warning("not served: %s", error)
             raise NotFound(f"shard {shard_hash.hex()} cannot be read here") from None

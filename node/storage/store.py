@@ -93,28 +93,30 @@ class ShardStore:
             raise NotFound(f"shard {shard_hash.hex()} is not held here; fetch it first")
         return path
 
-    def read_piece(self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None) -> bytes:
+    def read_piece(
+        self, shard_hash: ShardHash, index: int, piece_hash: bytes | None = None, buffer: bytearray | None = None
+    ) -> memoryview:
         """One piece of a held shard, or one of a shard in flight that has come; with `piece_hash` it is proved before
-        it is handed out."""
+        it is handed out. `buffer` has room for a piece; whoever reads many saves time with one."""
+        view = memoryview(buffer if buffer is not None else bytearray(PIECE_SIZE))
         writer = self._writers.get(shard_hash)
         if writer is not None and writer.has(index):
             # It may become held before its file is open.
             with contextlib.suppress(NotFound):
-                return self._read_piece(self._partial_path(shard_hash), index, piece_hash)
-        return self._read_piece(self.path(shard_hash), index, piece_hash)
+                return self._read_piece(self._partial_path(shard_hash), index, piece_hash, view)
+        return self._read_piece(self.path(shard_hash), index, piece_hash, view)
 
-    def _read_piece(self, path: Path, index: int, piece_hash: bytes | None) -> bytes:
+    def _read_piece(self, path: Path, index: int, piece_hash: bytes | None, view: memoryview) -> memoryview:
         with explained("reading", path):
             descriptor = open_regular(path)
             try:
                 size = os.fstat(descriptor).st_size
                 if not 0 <= index < piece_count(size):
                     raise NotFound(f"shard {path.name} has {piece_count(size):,} pieces, none is number {index}")
-                data = bytearray(min(PIECE_SIZE, size - index * PIECE_SIZE))
-                count = read_exactly(descriptor, memoryview(data), index * PIECE_SIZE)
+                piece = view[: min(PIECE_SIZE, size - index * PIECE_SIZE)]
+                piece = piece[: read_exactly(descriptor, piece, index * PIECE_SIZE)]
             finally:
                 os.close(descriptor)
-        piece = bytes(data[:count])
         if piece_hash is not None and sha256(piece).digest() != piece_hash:
             raise Corrupt(f"piece {index} of shard {path} is damaged on disk; `aigen shard verify` repairs it")
         return piece

@@ -79,9 +79,11 @@ class _LyingServer(DataServer):
 
         given = itertools.count(1)
 
-        def piece(shard_hash: ShardHash, index: int) -> bytes:
-            data = honest(shard_hash, index)
-            return data if next(given) != LIE_AT else bytes([data[0] ^ 1]) + data[1:]
+        def piece(shard_hash: ShardHash, index: int, buffer: bytearray | None = None) -> memoryview:
+            data = honest(shard_hash, index, buffer)
+            if next(given) == LIE_AT:
+                data[0] ^= 1
+            return data
 
         self._shelf.piece = piece  # type: ignore[method-assign]
 

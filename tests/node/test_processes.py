@@ -16,15 +16,17 @@ from typing import Any
 
 import pytest
 
-from contracts.calls import Call, EnrolAccounts
+from contracts.calls import AddMirror, Call, EnrolAccounts
 from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotFound, Refused
-from contracts.types import Address, NodeId, ShardHash
+from contracts.types import Address, ModelId, NodeId, ShardHash, Version
 from ledger import transactions
 from ledger.keys import Key
+from node.cli import common
 from node.members import Member
 from node.placement import keepers
 from node.rpc.client import RpcClient
 from tests.node.cluster import MIB, MODEL, Cluster, Done, Node, aigen, flip, until, write_model
+from tests.node.network.fetching import webs
 
 LARGE = "too-large"
 """A model that does not fit beside the pinned one."""
@@ -746,3 +748,31 @@ def test_without_peers_a_missing_shard_is_a_clear_state(cluster: Cluster) -> Non
     assert missing not in c.held()
     assert c.tracebacks() == []
     c.stop()
+
+
+def test_a_mirror_on_the_ledger_brings_what_no_node_gives(cluster: Cluster) -> None:
+    """An admin's transaction names a static server; with every other node down, a lost shard comes from there."""
+    a, c = nodes(cluster, "a", "c")
+    files = {f"/shards/{path.name}": path.read_bytes() for path in (a.data_dir / "store" / "shards").iterdir()}
+    with webs.serving(webs.static, files) as web:
+        for node in (a, c):
+            if not node.is_running():
+                node.start()
+        for node in (a, c):
+            node.wait_ready()
+        with a.rpc() as rpc:
+            mirror = AddMirror(ModelId(MODEL), Version("1"), "http", web.url)
+            assert common.send_call(rpc, cluster.secret("admin"), mirror)["succeeded"]
+        wait_same_head((a, c))
+        shards = a.ask("getModelInfo", model_id=MODEL)["shards"]
+        for node in cluster.nodes.values():
+            if node.is_running():
+                node.stop()
+        missing = shards[0]["shard_hash"].removeprefix("0x")
+        (c.data_dir / "store" / "shards" / missing).unlink()
+        c.start()
+        until(lambda: missing in c.held(), "the shard comes from the mirror", (c,))
+        (source,) = [row for row in c.info()["fetching"]["sources"] if row["source"] == f"mirror {web.url}"]
+        assert (source["pieces"], source["failures"]) == (1, 0)
+        assert c.tracebacks() == []
+        c.stop()

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import trio
 
 from contracts.errors import BadPeer, Busy, Conflict, Corrupt, NotFound
-from contracts.types import ManifestHash, NodeId, ShardHash
+from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
 from node.network.fetching import connections
 from node.network.fetching.flight import Flight, Means
 from node.network.fetching.meter import Meter
@@ -29,6 +29,7 @@ from node.storage.partial import PartialShard
 
 log = logging.getLogger(__name__)
 
+LANES_MIN: Final = 2
 LANES_MAX: Final = 8
 """Connections for one shard at once, unless told otherwise."""
 
@@ -61,10 +62,12 @@ class Fetcher:
         rng: random.Random | None = None,
     ) -> None:
         """`locate` says where a node is that a peer named as one that may have pieces."""
-        rng = rng or random.Random()
+        rng, pace = rng or random.Random(), pace or Pace(0)
+        if pace.bytes_per_s:  # with more connections each would seem silent
+            lanes_max = min(lanes_max, max(LANES_MIN, pace.bytes_per_s // PIECE_SIZE))
         self._store = store
         self._records = Records(rng)
-        self._means = Means(identity, limits or DataLimits(), self._records, pace or Pace(0), rng, locate, lanes_max)
+        self._means = Means(identity, limits or DataLimits(), self._records, pace, rng, locate, lanes_max)
         self._locks: dict[bytes, tuple[trio.Lock, int]] = {}
         self._flights: dict[ShardHash, Flight] = {}
         self._listeners: dict[ShardHash, list[Progress]] = {}

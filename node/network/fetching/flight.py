@@ -15,6 +15,7 @@ import trio
 
 from contracts.errors import BadPeer, Busy, Refused
 from contracts.types import NodeId
+from node.network.fetching import queue
 from node.network.fetching.connections import Connection, Holding, Lacks, connect
 from node.network.fetching.meter import Meter
 from node.network.fetching.queue import Lane, PieceQueue, Run
@@ -23,7 +24,7 @@ from node.network.fetching.statistics import FlightInfo, time_left_s
 from node.network.identity import NodeIdentity
 from node.network.pace import Pace, Share
 from node.network.sources import PeerSource, Source
-from node.network.wire import DataLimits, piece_bytes
+from node.network.wire import DataLimits, NotThere, piece_bytes
 from node.storage.manifest import ManifestShard
 from node.storage.partial import PartialShard
 
@@ -66,6 +67,8 @@ class _Candidate:
     """A source of this shard."""
 
     lanes: int = 0
+    is_hearsay: bool = False
+    """Another source named it: it need not have anything yet."""
     is_proved: bool = False
     """It has brought a piece."""
     failures: int = 0
@@ -93,6 +96,7 @@ class Flight:
         self._meter.start(trio.current_time())
         self._bytes_here = self.shard.size - self.partial.missing_bytes
         self._lanes = 0
+        self._at_work: list[_Brought] = []
         self._changed = trio.Event()
         self._failure: Refused | None = None
         self.coming = b""
@@ -103,7 +107,7 @@ class Flight:
         left = time_left_s(self.shard.size - self._bytes_here, rate)
         return FlightInfo(self.shard.sha256, self._bytes_here, self.shard.size, round(rate), left, self._lanes)
 
-    def add(self, sources: Iterable[Source]) -> None:
+    def add(self, sources: Iterable[Source], is_hearsay: bool = False) -> None:
         """Sources to ask; one that is dropped, or this node itself, is not."""
         now = trio.current_time()
         for source in self.means.records.in_order(sources):
@@ -112,14 +116,14 @@ class Flight:
             if trouble := self.means.records.dropped(source, now):
                 self._add_reason(f"{source} is not asked for now: {trouble}")
             elif source not in self._candidates and len(self._candidates) < SOURCES_KNOWN_MAX:
-                self._candidates[source] = _Candidate()
+                self._candidates[source] = _Candidate(is_hearsay=is_hearsay)
                 self._wake()
 
     def hear_of(self, others: Iterable[NodeId]) -> None:
         """Other nodes fetch this shard: what they have may be of use here, and the other way round."""
         found = [source for node_id in others for source in self.means.locate(node_id)]
         self._queue.is_shared |= bool(found)
-        self.add(found)
+        self.add(found, is_hearsay=True)
 
     async def run(self) -> None:
         """Return once every piece is here. Raises Busy when nobody gives more, and what our own disk raised."""
@@ -167,10 +171,11 @@ class Flight:
     def _start_lanes(self, nursery: trio.Nursery) -> float:
         """Start what there is room for; when the next source is due to be tried again."""
         now, next_due = trio.current_time(), float("inf")
+        lanes_max = self.means.lanes_max + min(self.means.lanes_max, self._count_silent(now))
         at_hand = sum(bool(candidate.lanes) or not candidate.is_spent for candidate in self._candidates.values())
         for source, candidate in self._candidates.items():
-            if self._lanes >= self.means.lanes_max:
-                return float("inf")
+            if self._lanes >= lanes_max:
+                return now + WATCH_S
             second = candidate.lanes == 1 and candidate.is_proved and at_hand < LANES_WANTED
             if candidate.lanes and not second:
                 continue
@@ -182,9 +187,14 @@ class Flight:
                 next_due = min(next_due, candidate.due)
         return next_due
 
+    def _count_silent(self, now: float) -> int:
+        """Connections that bring nothing: others may be made beside them, or a few dead sources would keep them out."""
+        return sum(now - brought.heard >= queue.SILENT_S for brought in self._at_work)
+
     async def _run_lane(self, source: Source, candidate: _Candidate, scope: trio.CancelScope) -> None:
         """One connection from beginning to end."""
-        brought = _Brought()
+        brought = _Brought(trio.current_time())
+        self._at_work.append(brought)
         self.means.records.opened(source)
         try:
             async with connect(source, self.shard, self.means.identity, self.means.limits) as connection:
@@ -196,11 +206,16 @@ class Flight:
             self._fail(error, scope)
         finally:
             self.means.records.closed(source)
+            self._at_work.remove(brought)
             candidate.lanes -= 1
             self._lanes -= 1
             self._wake()
 
     def _note_failure(self, source: Source, candidate: _Candidate, error: BadPeer | Busy, pieces: int) -> None:
+        if isinstance(error, NotThere) and candidate.is_hearsay:
+            log.debug("the source %s has nothing yet: %s", source, error)
+            self._end(candidate, pieces, POLL_S)
+            return
         self.means.records.failed(source, error, trio.current_time())
         self._add_reason(f"{source}: {error}")
         if isinstance(error, BadPeer):
@@ -282,6 +297,7 @@ class Flight:
         now, size = trio.current_time(), piece_bytes(self.shard.size, index)
         brought.pieces += 1
         brought.bytes += size
+        brought.heard = now
         self.means.records.brought(source, size, now)
         if not self._candidates[source].is_proved:
             self._candidates[source].is_proved = True
@@ -308,10 +324,11 @@ class Flight:
             self.reasons.append(reason)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Brought:
-    """What one connection has brought, and in how long."""
+    """What one connection has brought, in how long, and when the last of it, or it began."""
 
+    heard: float
     pieces: int = 0
     bytes: int = 0
     seconds: float = 0.0

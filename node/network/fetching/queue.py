@@ -26,7 +26,9 @@ RUN_S: Final = 1.0
 RUN_IN_SWARM_S: Final = 0.25
 """The same while some sources have only a part: what is rarest changes soon, and others may take the same."""
 SILENT_S: Final = 2.0
-"""A lane that has brought nothing for this long may be taken over from."""
+"""A lane that has brought nothing for this long may be taken over from, unless its pieces are known to take longer."""
+SILENT_PIECES: Final = 3
+"""Then it may after the time that so many of its pieces take."""
 LANES_PER_PIECE_MAX: Final = 2
 COUNTED_COPIES_MAX: Final = 8
 """What more lanes than this have is not told apart by rarity."""
@@ -46,6 +48,8 @@ class Lane:
     """The pieces asked of it that have not come yet."""
     heard: float = 0.0
     """When it was asked or last brought something."""
+    piece_s: float = 0.0
+    """How long a piece took of late."""
     length_max: int = 1
     """Pieces of its next run at most: twice its last one's."""
 
@@ -103,8 +107,9 @@ class PieceQueue:
 
     def arrived(self, lane: Lane, index: int, now: float) -> bool:
         """A proved piece came; False when another lane had brought it already."""
-        bit = 1 << index
+        bit, took = 1 << index, now - lane.heard
         lane.asked &= ~bit
+        lane.piece_s = (lane.piece_s + took) / 2 if lane.piece_s else took
         lane.heard = now
         new = bool(self.missing & bit)
         self.missing &= ~bit
@@ -181,10 +186,10 @@ class PieceQueue:
         return max(1, min(neighbours, share, RUN_PIECES_MAX, int(bytes_per_s * seconds / PIECE_SIZE)))
 
     def _take_over(self, useful: int, now: float) -> Run | None:
-        """One piece of the lane that has been silent the longest, if that is long."""
+        """One piece of the lane that has been silent the longest, if that is long for it."""
         for silent in sorted(self.lanes, key=lambda other: other.heard):
-            if now - silent.heard < SILENT_S:
-                return None
+            if now - silent.heard < max(SILENT_S, SILENT_PIECES * silent.piece_s):
+                continue
             pieces = useful & silent.asked
             while pieces:
                 index = _lowest(pieces)

@@ -17,6 +17,8 @@ from node.network.sources import Source
 DROPPED_S: Final = 3600.0
 """How long a source that served something wrong is not asked again."""
 SOURCES_REMEMBERED_MAX: Final = 4096
+SOURCES_SHOWN_MAX: Final = 64
+"""In statistics: those at work first, then those with the newest trouble."""
 
 
 @dataclass
@@ -92,8 +94,13 @@ class Records:
                 record.failures,
                 record.trouble,
             )
-            for source, record in self._records.items()
+            for source, record in self._shown()
         )
+
+    def _shown(self) -> list[tuple[Source, _Record]]:
+        newest_first = reversed(self._records.items())
+        ranked = sorted(newest_first, key=lambda item: (not item[1].lanes, not item[1].trouble))
+        return ranked[:SOURCES_SHOWN_MAX]
 
     def _record(self, source: Source) -> _Record:
         if source not in self._records and len(self._records) >= SOURCES_REMEMBERED_MAX:

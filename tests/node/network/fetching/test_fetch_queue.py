@@ -123,7 +123,7 @@ class Fetch(RuleBasedStateMachine):
         for _ in range(3 * COUNT_MAX):
             if not self.wanted:
                 break
-            self.now += SILENT_S
+            self.now += 1000
             run = self.queue.take(honest, self.now, FAST)
             for index in run.pieces if run else ():
                 self.queue.arrived(honest, index, self.now)
@@ -221,6 +221,20 @@ def test_a_silent_lane_is_taken_over_from_once() -> None:
     run = queue.take(third, 10 * SILENT_S, 0.0)
     assert run is not None
     assert run.silent is second
+
+
+def test_a_lane_whose_pieces_take_long_is_given_longer() -> None:
+    """A narrow link is no reason to ask another, as narrow, for the same."""
+    queue = queue_of(2)
+    slow, other = queue.join(3), queue.join(3)
+    assert queue.take(slow, 0.0, 0.0) is not None
+    queue.arrived(slow, 0, 5.0)
+    queue.finish(slow)
+    assert queue.take(slow, 5.0, 0.0) is not None
+    assert queue.take(other, 5.0 + 14.9, 0.0) is None
+    run = queue.take(other, 5.0 + 15.0, 0.0)
+    assert run is not None
+    assert run.silent is slow
 
 
 def test_what_a_lost_lane_was_asked_for_is_free_at_once() -> None:

@@ -267,6 +267,7 @@ async def test_a_swarm_lives_on_what_its_nodes_have(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
     for node in others:
         assert node.store.path(manifest.shards[0].sha256).read_bytes() == shards[0]
+        assert node.fetcher.statistics().source_failures == 0, node.fetcher.statistics().sources
     from_seeder = seeding.statistics().pieces_served
     from_others = sum(server.statistics().pieces_served for server in servers)
     assert from_seeder + from_others >= nodes * count
