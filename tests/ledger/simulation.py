@@ -28,6 +28,7 @@ from contracts.types import Address, TransactionHash
 from genesis.block import GenesisBlock, build
 from genesis.config import GenesisConfig
 from ledger import ledger as ledger_module
+from ledger import seal
 from ledger.chain import Chain
 from ledger.consensus import Consensus, Pace
 from ledger.execution import Execution
@@ -390,10 +391,15 @@ async def conspiracy(simulation: Simulation) -> None:
 
 
 async def reform(simulation: Simulation) -> None:
-    """As a storm, and in its midst the authorities change."""
+    """As a storm, and in its midst the authorities change. Fewer than a third lie afterwards as well; one that is added
+    has no node, so the honest have to be a quorum without it."""
     await storm(simulation)
-    change = simulation.draw.choice((RemoveAuthority(KEYS[0].address), AddAuthority(SENDERS[0].address)))
-    await simulation.submit(simulation.draw.choice(simulation.honest), world.ADMIN, change)
+    draw, liars, size = simulation.draw, simulation.liars, simulation.size
+    removable = [key.address for key in KEYS[:size] if 3 * len(liars - {key.address}) < size - 1]
+    changes: list[Call] = [RemoveAuthority(draw.choice(removable))]
+    if size - len(liars) >= seal.quorum(size + 1):
+        changes.append(AddAuthority(SENDERS[0].address))
+    await simulation.submit(draw.choice(simulation.honest), world.ADMIN, draw.choice(changes))
     await storm(simulation)
 
 
