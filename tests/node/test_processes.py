@@ -21,7 +21,6 @@ from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotF
 from contracts.types import Address, ModelId, NodeId, ShardHash, Version
 from ledger import transactions
 from ledger.keys import Key
-from node.cli import common
 from node.members import Member
 from node.placement import keepers
 from node.rpc.client import RpcClient
@@ -760,9 +759,12 @@ def test_a_mirror_on_the_ledger_brings_what_no_node_gives(cluster: Cluster) -> N
                 node.start()
         for node in (a, c):
             node.wait_ready()
-        with a.rpc() as rpc:
-            mirror = AddMirror(ModelId(MODEL), Version("1"), "http", web.url)
-            assert common.send_call(rpc, cluster.secret("admin"), mirror)["succeeded"]
+        nonce = a.ask("getAccount", account=cluster.accounts["admin"])["nonce"]
+        call = AddMirror(ModelId(MODEL), Version("1"), "http", web.url)
+        raw = transaction(cluster.secret("admin"), a.ask("getChainInfo")["chain_id"], nonce, call)
+        sent = a.ask("sendRawTransaction", transaction=f"0x{raw.hex()}")["transaction_hash"]
+        receipt = until(lambda: c.ask("getTransactionReceipt", transaction_hash=sent), "C has the mirror", (a, c))
+        assert receipt["succeeded"]
         wait_same_head((a, c))
         shards = a.ask("getModelInfo", model_id=MODEL)["shards"]
         for node in cluster.nodes.values():
