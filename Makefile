@@ -4,8 +4,10 @@
 #   make contracts       compile the Vyper sources                          make bench measurements beside other tools
 # PYTHON=python3.12 picks the interpreter (3.11 or 3.12).
 # TORCH_INDEX=URL also looks for torch in another package index, such as the one of CPU builds for Linux.
+# TEST_PROCESSES=4 runs the tests in so many processes; those of one file stay together.
 
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 TORCH_INDEX ?=
 PIP := install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 VENV := .venv
@@ -42,7 +44,7 @@ down: $(READY)
 	$(BIN)/aigen demo --work build/up --stop
 
 test: $(READY) $(LIBRARIES)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 build/ethereum/.ready: tests/node/rpc/ethereum/package.json tests/node/rpc/ethereum/package-lock.json
 	@mkdir -p $(@D)
