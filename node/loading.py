@@ -19,7 +19,7 @@ from node.network.fetching.progress import FetchProgress
 from node.network.fetching.statistics import time_left_s
 from node.registry import Model, ModelKey
 from node.replication import Replication
-from node.rpc.port import LoadState, ModelState
+from node.rpc.values import LoadState, ModelState
 from node.storage.manifest import Manifest
 
 PROGRESS_INTERVAL_S = 0.25

@@ -34,8 +34,9 @@ from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
-from node.rpc import port
-from node.rpc.port import ChatChunk, Emit, HealthStatus, LoadState, StartStep, StepState
+from node.rpc import values
+from node.rpc.port import Emit
+from node.rpc.values import ChatChunk, HealthStatus, LoadState, StartStep, StepState
 from node.state import State
 from node.storage.store import ShardStore
 
@@ -128,41 +129,41 @@ class Service:
 
     # The ledger
 
-    def models(self) -> tuple[port.ModelInfo, ...]:
+    def models(self) -> tuple[values.ModelInfo, ...]:
         models = sorted(self._state.registry.models.values(), key=lambda model: model.registered)
         return tuple(views.model_info(self._state, model) for model in models)
 
-    def model(self, model_id: ModelId, version: Version | None) -> port.ModelInfo | None:
+    def model(self, model_id: ModelId, version: Version | None) -> values.ModelInfo | None:
         try:
             return views.model_info(self._state, self._state.registry.find(model_id, version))
         except NotFound:
             return None
 
-    def catalogue(self) -> tuple[port.CatalogueEntry, ...]:
+    def catalogue(self) -> tuple[values.CatalogueEntry, ...]:
         return views.catalogue(self._state, self.ledger.config)
 
-    def shards(self, model_id: ModelId, version: Version) -> tuple[port.ShardInfo, ...]:
+    def shards(self, model_id: ModelId, version: Version) -> tuple[values.ShardInfo, ...]:
         return views.shard_infos(self._state, self._state.registry.models[model_id, version])
 
-    def authorities(self) -> tuple[port.AuthorityInfo, ...]:
+    def authorities(self) -> tuple[values.AuthorityInfo, ...]:
         return views.authority_infos(self.ledger)
 
-    def members(self) -> tuple[port.MemberInfo, ...]:
+    def members(self) -> tuple[values.MemberInfo, ...]:
         return views.member_infos(self._state)
 
-    def account(self, account: Address) -> port.AccountInfo:
+    def account(self, account: Address) -> values.AccountInfo:
         return views.account_info(self.ledger, self._state, account, time.time())
 
-    def chain(self) -> port.ChainInfo:
+    def chain(self) -> values.ChainInfo:
         return views.chain_info(self.ledger, self._state)
 
     async def state_hashes(self) -> tuple[StateMark, ...]:
         return await self.replay.marks()
 
-    def block(self, at: int | bytes | None) -> port.BlockInfo | None:
+    def block(self, at: int | bytes | None) -> values.BlockInfo | None:
         return views.block_info(self.ledger, at)
 
-    def receipt(self, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
+    def receipt(self, transaction_hash: TransactionHash) -> values.ReceiptInfo | None:
         return views.receipt_info(self.ledger, transaction_hash)
 
     async def prove(self, shows: Shows) -> Proof:
@@ -170,11 +171,11 @@ class Service:
 
     # This node
 
-    def node_info(self) -> port.NodeInfo:
+    def node_info(self) -> values.NodeInfo:
         engine, store = self.engine.statistics(), self.store.statistics()
         fetched = self.replication.fetcher.statistics()
         core = self.core_model()
-        return port.NodeInfo(
+        return values.NodeInfo(
             node_id=self.node_id,
             operator=self.operator,
             role=self.config.node.role,
@@ -221,9 +222,9 @@ class Service:
             return ModelId(name), None
         return core
 
-    def health(self) -> port.Health:
+    def health(self) -> values.Health:
         status = self.steps.status
-        return port.Health(status, status == "ready", self.replay.number, self.steps.current())
+        return values.Health(status, status == "ready", self.replay.number, self.steps.current())
 
     def load_state(self, model_id: ModelId, version: Version) -> LoadState:
         return self.loading.state(self._state.registry.models[model_id, version])
@@ -232,7 +233,7 @@ class Service:
         states = (self.loading.state(model) for model in self._state.registry.models.values())
         return tuple(state for state in states if state.state != "absent")
 
-    def held_shards(self) -> tuple[port.HeldShard, ...]:
+    def held_shards(self) -> tuple[values.HeldShard, ...]:
         found = []
         flights = {flight.shard_hash: flight for flight in self.replication.fetcher.statistics().flights}
         for model in self._state.registry.models.values():
@@ -242,7 +243,7 @@ class Service:
                 if here:
                     announced = self.node_id in self._state.shards.holders_of(model.key, index)
                     found.append(
-                        port.HeldShard(
+                        values.HeldShard(
                             shard_hash, model.model_id, model.version, index, model.shard_count, size, here, announced
                         )
                     )
@@ -250,19 +251,19 @@ class Service:
 
     # Acts
 
-    def decode_transaction(self, raw: bytes) -> port.SignedTransaction:
+    def decode_transaction(self, raw: bytes) -> values.SignedTransaction:
         found: Transaction = self.ledger.decode(raw)
-        return port.SignedTransaction(found.hash, found.sender, found.nonce, found.to, found.data)
+        return values.SignedTransaction(found.hash, found.sender, found.nonce, found.to, found.data)
 
     async def submit(self, raw: bytes) -> TransactionHash:
         return await self.ledger.submit(raw)
 
-    async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> port.TierCheck:
+    async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> values.TierCheck:
         """Many may ask at once for one account and model: the first makes the transaction, the others read it."""
         async with self._alone((account, model_id, version)):
             check = self._state.tiers.standing_check(account, model_id, version, time.time())
             if check is not None:
-                return port.TierCheck(
+                return values.TierCheck(
                     account,
                     model_id,
                     version,
@@ -274,7 +275,7 @@ class Service:
                 )
             return await self._check_on_ledger(account, model_id, version)
 
-    async def _check_on_ledger(self, account: Address, model_id: ModelId, version: Version) -> port.TierCheck:
+    async def _check_on_ledger(self, account: Address, model_id: ModelId, version: Version) -> values.TierCheck:
         with trio.move_on_after(CHECK_TIMEOUT_S) as scope:
             receipt = await self.replication.send(CheckTier(account, model_id, version))
             await self.replay.wait_change(receipt.block_number - 1)
@@ -284,7 +285,7 @@ class Service:
                 "ask again; is the authority's node running and reachable?"
             )
         event = next(event for event in receipt.transaction.events if isinstance(event, TierChecked))
-        return port.TierCheck(
+        return values.TierCheck(
             account,
             model_id,
             version,
@@ -318,10 +319,10 @@ class Service:
     async def unload_model(self, model_id: ModelId, version: Version) -> LoadState:
         return await self.loading.unload(self._state.registry.models[model_id, version])
 
-    async def verify_shards(self, model_id: ModelId | None) -> tuple[port.ShardCheck, ...]:
+    async def verify_shards(self, model_id: ModelId | None) -> tuple[values.ShardCheck, ...]:
         results = await self.replication.scrub(lambda model: model_id in {None, model.model_id})
         return tuple(
-            port.ShardCheck(
+            values.ShardCheck(
                 result.model.shard_hashes[result.shard_index],
                 result.model.model_id,
                 result.model.version,

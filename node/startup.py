@@ -21,7 +21,7 @@ from node.network.fetching.progress import FetchProgress
 from node.network.identity import NodeIdentity
 from node.registry import Model
 from node.replication import RETRY_S
-from node.rpc.port import StepState
+from node.rpc.values import StepState
 from node.service import STEP_NAMES
 from node.storage.files import DirectoryLock
 

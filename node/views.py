@@ -19,12 +19,12 @@ from ledger.ledger import Ledger
 from node.members import Member
 from node.network.addresses import DATA_SCHEME
 from node.registry import Model
-from node.rpc import port
+from node.rpc import values
 from node.state import State
 
 
-def model_info(state: State, model: Model) -> port.ModelInfo:
-    return port.ModelInfo(
+def model_info(state: State, model: Model) -> values.ModelInfo:
+    return values.ModelInfo(
         model_id=model.model_id,
         version=model.version,
         total_size=model.total_size,
@@ -40,10 +40,10 @@ def model_info(state: State, model: Model) -> port.ModelInfo:
     )
 
 
-def catalogue(state: State, config: GenesisConfig) -> tuple[port.CatalogueEntry, ...]:
+def catalogue(state: State, config: GenesisConfig) -> tuple[values.CatalogueEntry, ...]:
     registered = {model_id for model_id, _ in state.registry.models}
     return tuple(
-        port.CatalogueEntry(
+        values.CatalogueEntry(
             model_id=entry.model_id,
             title=entry.title,
             minimum_tier=entry.minimum_tier,
@@ -57,11 +57,11 @@ def catalogue(state: State, config: GenesisConfig) -> tuple[port.CatalogueEntry,
     )
 
 
-def shard_infos(state: State, model: Model) -> tuple[port.ShardInfo, ...]:
+def shard_infos(state: State, model: Model) -> tuple[values.ShardInfo, ...]:
     """The shards of a model in order, each with its holders and the model's mirrors."""
     mirrors = sorted(state.shards.mirrors.get(model.key, frozenset()))
     mirrored = tuple(
-        port.Location(None, msgspec.convert(mirror.backend, port.Backend), mirror.uri) for mirror in mirrors
+        values.Location(None, msgspec.convert(mirror.backend, values.Backend), mirror.uri) for mirror in mirrors
     )
     return tuple(_shard_info(state, model, index, mirrored) for index in range(model.shard_count))
 
@@ -71,14 +71,14 @@ def _data_endpoint(member: Member) -> str:
     return next((endpoint for endpoint in member.endpoints if endpoint.startswith(f"{DATA_SCHEME}:")), "")
 
 
-def _shard_info(state: State, model: Model, index: int, mirrored: tuple[port.Location, ...]) -> port.ShardInfo:
+def _shard_info(state: State, model: Model, index: int, mirrored: tuple[values.Location, ...]) -> values.ShardInfo:
     members = state.members.members
     peers = tuple(
-        port.Location(node_id, "peer", _data_endpoint(members[node_id]))
+        values.Location(node_id, "peer", _data_endpoint(members[node_id]))
         for node_id in sorted(state.shards.holders_of(model.key, index))
         if node_id in members
     )
-    return port.ShardInfo(
+    return values.ShardInfo(
         shard_index=index,
         total_shards=model.shard_count,
         shard_hash=model.shard_hashes[index],
@@ -88,30 +88,30 @@ def _shard_info(state: State, model: Model, index: int, mirrored: tuple[port.Loc
     )
 
 
-def member_infos(state: State) -> tuple[port.MemberInfo, ...]:
+def member_infos(state: State) -> tuple[values.MemberInfo, ...]:
     announced: Counter[NodeId] = Counter()
     for nodes in state.shards.announced.values():
         announced.update({node_id: len(shards) for node_id, shards in nodes.items()})
     return tuple(
-        port.MemberInfo(m.node_id, m.operator, m.role, m.endpoints, announced[m.node_id])
+        values.MemberInfo(m.node_id, m.operator, m.role, m.endpoints, announced[m.node_id])
         for m in sorted(state.members.members.values(), key=lambda member: member.node_id)
     )
 
 
-def authority_infos(ledger: Ledger) -> tuple[port.AuthorityInfo, ...]:
+def authority_infos(ledger: Ledger) -> tuple[values.AuthorityInfo, ...]:
     """The authorities in ascending order of their addresses, and whoever was seen to lie."""
     found = []
     for account in sorted(ledger.authorities | ledger.evidence.keys()):
         evidence = ledger.evidence.get(account)
         proof = (None, None) if evidence is None else (evidence.hash, evidence.encode())
-        found.append(port.AuthorityInfo(account, account in ledger.authorities, *proof))
+        found.append(values.AuthorityInfo(account, account in ledger.authorities, *proof))
     return tuple(found)
 
 
-def account_info(ledger: Ledger, state: State, account: Address, now: float) -> port.AccountInfo:
+def account_info(ledger: Ledger, state: State, account: Address, now: float) -> values.AccountInfo:
     found = ledger.account(account)
     grant = state.tiers.held(account, now)
-    return port.AccountInfo(
+    return values.AccountInfo(
         account=account,
         nonce=found.next_nonce,
         enrolled=found.enrolled,
@@ -122,9 +122,9 @@ def account_info(ledger: Ledger, state: State, account: Address, now: float) -> 
     )
 
 
-def chain_info(ledger: Ledger, state: State) -> port.ChainInfo:
+def chain_info(ledger: Ledger, state: State) -> values.ChainInfo:
     head, config = ledger.head, ledger.config
-    return port.ChainInfo(
+    return values.ChainInfo(
         name=config.network.name,
         chain_id=ledger.chain_id,
         genesis_hash=ledger.genesis_hash,
@@ -140,21 +140,21 @@ def chain_info(ledger: Ledger, state: State) -> port.ChainInfo:
         admins=tuple(sorted(ledger.admins)),
         authorities=tuple(sorted(ledger.authorities)),
         tiers=tuple(
-            port.TierInfo(tier.name, tier.rank, tier.cache_size)
+            values.TierInfo(tier.name, tier.rank, tier.cache_size)
             for tier in sorted(state.tiers.tiers.values(), key=lambda tier: tier.rank)
         ),
         contracts={str(name): address for name, address in ADDRESSES.items()},
     )
 
 
-def block_info(ledger: Ledger, at: int | bytes | None) -> port.BlockInfo | None:
+def block_info(ledger: Ledger, at: int | bytes | None) -> values.BlockInfo | None:
     """A final block by number or hash, the head for None; None when it is not known here."""
     try:
         number = ledger.number_of(at) if isinstance(at, bytes) else ledger.head.number if at is None else at
         record, header = ledger.record(number), ledger.history.header(number)
     except NotFound:
         return None
-    return port.BlockInfo(
+    return values.BlockInfo(
         number=number,
         hash=record.hash,
         parent_hash=bytes(header.parent_hash),
@@ -167,13 +167,13 @@ def block_info(ledger: Ledger, at: int | bytes | None) -> port.BlockInfo | None:
     )
 
 
-def receipt_info(ledger: Ledger, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
+def receipt_info(ledger: Ledger, transaction_hash: TransactionHash) -> values.ReceiptInfo | None:
     """None while the transaction is in no final block."""
     found = ledger.receipt(transaction_hash)
     if found is None:
         return None
     transaction = found.transaction
-    return port.ReceiptInfo(
+    return values.ReceiptInfo(
         transaction_hash=transaction_hash,
         block_number=found.block_number,
         block_hash=found.block_hash,
@@ -187,5 +187,5 @@ def receipt_info(ledger: Ledger, transaction_hash: TransactionHash) -> port.Rece
     )
 
 
-def _event_info(event: ContractEvent) -> port.EventInfo:
-    return port.EventInfo(type(event).__name__, {name: getattr(event, name) for name in event.__struct_fields__})
+def _event_info(event: ContractEvent) -> values.EventInfo:
+    return values.EventInfo(type(event).__name__, {name: getattr(event, name) for name in event.__struct_fields__})

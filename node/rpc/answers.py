@@ -9,7 +9,7 @@ import msgspec
 
 from node.agreement import StateMark
 from node.inference.spec import Completion
-from node.rpc.port import ChainInfo, ModelInfo, ShardInfo
+from node.rpc.values import ChainInfo, ModelInfo, ShardInfo
 
 
 def answer(value: object) -> Any:

@@ -48,7 +48,8 @@ from contracts.types import Address, ModelId, Version
 from ledger.history import Criteria
 from node.rpc import answers, jsonrpc, params, proofs
 from node.rpc.caller import Caller, require_known, require_on_ledger, require_operator
-from node.rpc.port import ChatChunk, Emit, LoadState, ModelInfo, NodePort, SignedTransaction
+from node.rpc.port import Emit, NodePort
+from node.rpc.values import ChatChunk, LoadState, ModelInfo, SignedTransaction
 
 CHUNK_NOTIFICATION = "chatCompletionChunk"
 """What a stream sends for each chunk of text: params {content}."""

@@ -16,7 +16,8 @@ from contracts.events import ContractEvent, ModelRegistered, ShardsAnnounced, Ti
 from contracts.types import ModelId, NodeId, Version
 from ledger.prover import Shows
 from node.rpc import params
-from node.rpc.port import ModelInfo, NodePort
+from node.rpc.port import NodePort
+from node.rpc.values import ModelInfo
 
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "model": (("model_id",), ("version",)),

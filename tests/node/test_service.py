@@ -17,7 +17,7 @@ from contracts.errors import Busy, NoSpace
 from contracts.types import Address, ModelId, Version
 from node.config import Config, NodeSettings
 from node.inference.spec import Message, Parameters
-from node.rpc.port import ChatChunk, LoadState
+from node.rpc.values import ChatChunk, LoadState
 from node.service import CHECK_TIMEOUT_S, STEP_NAMES, Service, Steps
 from tests.node.fakes import OPERATOR, FakeEngine, Surroundings, service, surroundings
 

@@ -20,7 +20,7 @@ from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
 from node.network.sync import SyncStatistics
-from node.rpc import port
+from node.rpc import port, values
 
 CHAIN_ID = 41_000
 GAS_LIMIT = 30_000_000
@@ -44,9 +44,9 @@ def sha(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def model(model_id: str, minimum_tier: str, shard_count: int, version: str = "1") -> port.ModelInfo:
+def model(model_id: str, minimum_tier: str, shard_count: int, version: str = "1") -> values.ModelInfo:
     """A model whose last shard is one byte short of half a shard."""
-    return port.ModelInfo(
+    return values.ModelInfo(
         model_id=ModelId(model_id),
         version=Version(version),
         total_size=(shard_count - 1) * 64 * MIB + 32 * MIB - 1,
@@ -93,10 +93,10 @@ class FakeNode:
             PRO.address: self._account(PRO, enrolled=True, tier="pro"),
             TIERLESS.address: self._account(TIERLESS, enrolled=True),
         }
-        self.loads: dict[tuple[str, str], port.LoadState] = {}
-        self.checks: list[port.TierCheck] = []
+        self.loads: dict[tuple[str, str], values.LoadState] = {}
+        self.checks: list[values.TierCheck] = []
         self.pool: list[bytes] = []
-        self.receipts: dict[TransactionHash, port.ReceiptInfo] = {}
+        self.receipts: dict[TransactionHash, values.ReceiptInfo] = {}
         self.asked: list[Shows] = []
         self.ready = True
         self.sync = SyncStatistics("idle", 0, 5, 5, 0)
@@ -107,51 +107,51 @@ class FakeNode:
     @staticmethod
     def _account(
         key: Key, enrolled: bool = False, admin: bool = False, authority: bool = False, tier: str | None = None
-    ) -> port.AccountInfo:
+    ) -> values.AccountInfo:
         until = None if tier is None else NOW + 1000
-        return port.AccountInfo(key.address, 0, enrolled, admin, authority, tier, until)
+        return values.AccountInfo(key.address, 0, enrolled, admin, authority, tier, until)
 
     chain_id = CHAIN_ID
     operator = OPERATOR.address
 
-    def models(self) -> tuple[port.ModelInfo, ...]:
+    def models(self) -> tuple[values.ModelInfo, ...]:
         return tuple(self._models.values())
 
-    def model(self, model_id: ModelId, version: Version | None) -> port.ModelInfo | None:
+    def model(self, model_id: ModelId, version: Version | None) -> values.ModelInfo | None:
         versions = [info for info in self._models.values() if info.model_id == model_id]
         if version is not None:
             versions = [info for info in versions if info.version == version]
         in_service = [info for info in versions if not info.retired]
         return (in_service or versions or [None])[-1]
 
-    def catalogue(self) -> tuple[port.CatalogueEntry, ...]:
-        entry = port.CatalogueEntry(
+    def catalogue(self) -> tuple[values.CatalogueEntry, ...]:
+        entry = values.CatalogueEntry(
             ModelId("llama2-13b"), "Llama 2 13B", "pro", 26_000_000_000, "llama", 13_000_000_000, "hf", False
         )
         return (entry,)
 
-    def shards(self, model_id: ModelId, version: Version) -> tuple[port.ShardInfo, ...]:
+    def shards(self, model_id: ModelId, version: Version) -> tuple[values.ShardInfo, ...]:
         info = self._models[model_id, version]
-        peer = port.Location(NODE_ID, "peer", "192.0.2.1:9946")
-        mirror = port.Location(None, "http", "https://mirror.example/m")
+        peer = values.Location(NODE_ID, "peer", "192.0.2.1:9946")
+        mirror = values.Location(None, "http", "https://mirror.example/m")
         sizes = [min(info.shard_size, info.total_size - index * info.shard_size) for index in range(info.shard_count)]
         return tuple(
-            port.ShardInfo(index, info.shard_count, shard_hash, sizes[index], 1, (peer, mirror))
+            values.ShardInfo(index, info.shard_count, shard_hash, sizes[index], 1, (peer, mirror))
             for index, shard_hash in enumerate(info.shard_hashes)
         )
 
-    def authorities(self) -> tuple[port.AuthorityInfo, ...]:
-        return (port.AuthorityInfo(OPERATOR.address, True, b"\x0e" * 32, b"\x0f"),)
+    def authorities(self) -> tuple[values.AuthorityInfo, ...]:
+        return (values.AuthorityInfo(OPERATOR.address, True, b"\x0e" * 32, b"\x0f"),)
 
-    def members(self) -> tuple[port.MemberInfo, ...]:
-        return (port.MemberInfo(NODE_ID, OPERATOR.address, "worker", ("192.0.2.1:9946",), 4),)
+    def members(self) -> tuple[values.MemberInfo, ...]:
+        return (values.MemberInfo(NODE_ID, OPERATOR.address, "worker", ("192.0.2.1:9946",), 4),)
 
-    def account(self, account: Address) -> port.AccountInfo:
-        nothing = port.AccountInfo(account, 0, False, False, False, None, None)
+    def account(self, account: Address) -> values.AccountInfo:
+        nothing = values.AccountInfo(account, 0, False, False, False, None, None)
         return self._accounts.get(account, nothing)
 
-    def chain(self) -> port.ChainInfo:
-        return port.ChainInfo(
+    def chain(self) -> values.ChainInfo:
+        return values.ChainInfo(
             name="test",
             chain_id=CHAIN_ID,
             genesis_hash=GENESIS_HASH,
@@ -166,7 +166,7 @@ class FakeNode:
             check_period_s=3600,
             admins=(ADMIN.address,),
             authorities=(ADMIN.address,),
-            tiers=tuple(port.TierInfo(name, rank, rank * 8_000_000_000) for name, rank in RANKS.items()),
+            tiers=tuple(values.TierInfo(name, rank, rank * 8_000_000_000) for name, rank in RANKS.items()),
             contracts={"Models": registration("x").to},
         )
 
@@ -174,13 +174,13 @@ class FakeNode:
         await trio.lowlevel.checkpoint()
         return (StateMark(0, sha("state 0")), StateMark(len(self.receipts), sha("state")))
 
-    def block(self, at: int | bytes | None) -> port.BlockInfo | None:
+    def block(self, at: int | bytes | None) -> values.BlockInfo | None:
         head = len(self.receipts)
         numbers = {number: number for number in range(head + 1)} | {sha(f"block {n}"): n for n in range(head + 1)}
         number = numbers.get(head if at is None else at)
         if number is None:
             return None
-        return port.BlockInfo(
+        return values.BlockInfo(
             number=number,
             hash=sha(f"block {number}"),
             parent_hash=sha(f"block {number - 1}"),
@@ -192,7 +192,7 @@ class FakeNode:
             transactions=tuple(hash_ for hash_, info in self.receipts.items() if info.block_number == number),
         )
 
-    def receipt(self, transaction_hash: TransactionHash) -> port.ReceiptInfo | None:
+    def receipt(self, transaction_hash: TransactionHash) -> values.ReceiptInfo | None:
         return self.receipts.get(transaction_hash)
 
     async def prove(self, shows: Shows) -> Proof:
@@ -202,8 +202,8 @@ class FakeNode:
         block = FinalBlock(**dict.fromkeys(FinalBlock.__struct_fields__, "0x01"))
         return Proof("aigen-proof-1", "0x00", Way((), block), 0, (), (), None)
 
-    def node_info(self) -> port.NodeInfo:
-        return port.NodeInfo(
+    def node_info(self) -> values.NodeInfo:
+        return values.NodeInfo(
             node_id=NODE_ID,
             operator=OPERATOR.address,
             role="worker",
@@ -224,33 +224,33 @@ class FakeNode:
             fetching=FetcherStatistics(sources=(DROPPED,)),
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0, OwnBlocks(3, 0.75, 8, NOW)),
-            steps=(port.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
+            steps=(values.StartStep("check core model metadata", "done", "mistral-7b version 1"),),
             models=self.load_states(),
         )
 
-    def health(self) -> port.Health:
-        status: port.HealthStatus = "ready" if self.ready else "starting"
-        return port.Health(status, self.ready, len(self.receipts), "ready for inference" if self.ready else "fetch")
+    def health(self) -> values.Health:
+        status: values.HealthStatus = "ready" if self.ready else "starting"
+        return values.Health(status, self.ready, len(self.receipts), "ready for inference" if self.ready else "fetch")
 
-    def load_state(self, model_id: ModelId, version: Version) -> port.LoadState:
-        absent = port.LoadState(model_id, version, "absent", False, 0, 0, 0, None, "")
+    def load_state(self, model_id: ModelId, version: Version) -> values.LoadState:
+        absent = values.LoadState(model_id, version, "absent", False, 0, 0, 0, None, "")
         return self.loads.get((model_id, version), absent)
 
-    def load_states(self) -> tuple[port.LoadState, ...]:
+    def load_states(self) -> tuple[values.LoadState, ...]:
         return tuple(self.loads.values())
 
-    def held_shards(self) -> tuple[port.HeldShard, ...]:
+    def held_shards(self) -> tuple[values.HeldShard, ...]:
         info = self._models["mistral-7b", "1"]
         return tuple(
-            port.HeldShard(
+            values.HeldShard(
                 shard_hash, info.model_id, info.version, index, info.shard_count, 64 * MIB, 64 * MIB, announced=True
             )
             for index, shard_hash in enumerate(info.shard_hashes)
         )
 
-    def decode_transaction(self, raw: bytes) -> port.SignedTransaction:
+    def decode_transaction(self, raw: bytes) -> values.SignedTransaction:
         decoded = transactions.decode(raw, CHAIN_ID, GAS_LIMIT)
-        return port.SignedTransaction(decoded.hash, decoded.sender, decoded.nonce, decoded.to, decoded.data)
+        return values.SignedTransaction(decoded.hash, decoded.sender, decoded.nonce, decoded.to, decoded.data)
 
     async def submit(self, raw: bytes) -> TransactionHash:
         transaction = self.decode_transaction(raw)
@@ -273,7 +273,7 @@ class FakeNode:
             if isinstance(call, RegisterModel):
                 self._models[call.model_id, call.version] = model(call.model_id, call.minimum_tier, 2, call.version)
             number = len(self.receipts) + 1
-            self.receipts[transaction.transaction_hash] = port.ReceiptInfo(
+            self.receipts[transaction.transaction_hash] = values.ReceiptInfo(
                 transaction_hash=transaction.transaction_hash,
                 block_number=number,
                 block_hash=sha(f"block {number}"),
@@ -283,11 +283,11 @@ class FakeNode:
                 gas_used=21_000,
                 succeeded=True,
                 reason=None,
-                events=(port.EventInfo("ModelRegistered", {"model_id": "x", "shard_hashes": (sha("a"),)}),),
+                events=(values.EventInfo("ModelRegistered", {"model_id": "x", "shard_hashes": (sha("a"),)}),),
             )
         self.pool.clear()
 
-    async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> port.TierCheck:
+    async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> values.TierCheck:
         for check in self.checks:
             if (check.account, check.model_id, check.version) == (account, model_id, version):
                 return check
@@ -295,29 +295,29 @@ class FakeNode:
         held, required = self.account(account).tier, self._models[model_id, version].minimum_tier
         granted = held is not None and RANKS[held] >= RANKS[required]
         transaction_hash = TransactionHash(sha(f"check {len(self.checks)}"))
-        check = port.TierCheck(account, model_id, version, held, required, granted, NOW + 3600, transaction_hash)
+        check = values.TierCheck(account, model_id, version, held, required, granted, NOW + 3600, transaction_hash)
         self.checks.append(check)
         return check
 
-    async def load_model(self, model_id: ModelId, version: Version, wait: bool) -> port.LoadState:
+    async def load_model(self, model_id: ModelId, version: Version, wait: bool) -> values.LoadState:
         await trio.lowlevel.checkpoint()
         size = self._models[model_id, version].total_size
-        state = port.LoadState(
+        state = values.LoadState(
             model_id, version, "loaded" if wait else "fetching", False, size if wait else 0, size, 0, None, ""
         )
         self.loads[model_id, version] = state
         return state
 
-    async def unload_model(self, model_id: ModelId, version: Version) -> port.LoadState:
+    async def unload_model(self, model_id: ModelId, version: Version) -> values.LoadState:
         await trio.lowlevel.checkpoint()
         if self.loads.pop((model_id, version), None) is None:
             raise Conflict(f"{model_id} version {version} is not loaded")
         return self.load_state(model_id, version)
 
-    async def verify_shards(self, model_id: ModelId | None) -> tuple[port.ShardCheck, ...]:
+    async def verify_shards(self, model_id: ModelId | None) -> tuple[values.ShardCheck, ...]:
         await trio.lowlevel.checkpoint()
         return tuple(
-            port.ShardCheck(shard.shard_hash, shard.model_id, shard.version, shard.shard_index, 64, ())
+            values.ShardCheck(shard.shard_hash, shard.model_id, shard.version, shard.shard_index, 64, ())
             for shard in self.held_shards()
             if model_id in {None, shard.model_id}
         )
@@ -348,7 +348,7 @@ class FakeNode:
                 if self.words is not None:
                     await self.words.acquire()
                 if emit is not None:
-                    await emit(port.ChatChunk(word if index == 0 else f" {word}"))
+                    await emit(values.ChatChunk(word if index == 0 else f" {word}"))
         except trio.Cancelled:
             self.chats_cancelled += 1
             raise
