@@ -135,7 +135,8 @@ class ControlPlane:
                 PeerStatus(s.node_id, s.head_number, s.data_address, s.blocks_received, s.transactions_sent)
                 for s in welcome
             ),
-            unreachable={n: r for n, r in self._book.reasons().items() if n not in self._sessions},
+            # One that is just being greeted again is no peer yet: the reason stands until it is.
+            unreachable={n: r for n, r in self._book.reasons().items() if n not in {s.node_id for s in welcome}},
             lagging=tuple(s.node_id for s in welcome if s.is_lagging()),
             sync=self._sync.statistics(),
             blocks_received=self._gone_blocks_received + sum(s.blocks_received for s in self._sessions.values()),

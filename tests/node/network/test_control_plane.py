@@ -225,6 +225,8 @@ async def test_another_genesis_is_turned_away_with_that_reason_on_both_sides() -
             assert "wrong genesis" in reason
             assert other.hex() in reason
             assert GENESIS.hex() in reason
+        await until(lambda: a.node_id in b.control._sessions)
+        assert "wrong genesis" in b.control.statistics().unreachable[a.node_id], "it stands while they try again"
         assert b.ledger.imported == 0
         assert a.peers() == b.peers() == []
 
