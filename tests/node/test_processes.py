@@ -74,6 +74,12 @@ def publish(cluster: Cluster, node: Node, model_id: str, *options: str) -> None:
         *("--key", cluster.key("admin"), "--data-dir", node.data_dir, "--rpc", node.url, "--json"),
     )
     assert done.json["succeeded"]
+    for other in [node for node in cluster.nodes.values() if node.is_running()]:
+        until(lambda other=other: model_id in registered(other), "every node knows the model", (other,))
+
+
+def registered(node: Node) -> set[str]:
+    return {row["model_id"] for row in node.ask("listModels")["models"]}
 
 
 def nodes(cluster: Cluster, *names: str) -> tuple[Node, ...]:
@@ -593,10 +599,6 @@ def test_commands_that_read_print_tables_and_json(cluster: Cluster) -> None:
     assert aigen("account", "show", cluster.key("alice")).cells == [[alice, str(cluster.key("alice"))]]
 
 
-def registered(node: Node) -> set[str]:
-    return {row["model_id"] for row in node.ask("listModels")["models"]}
-
-
 def test_commands_that_change_the_ledger_print_lines_and_json(cluster: Cluster) -> None:
     a, b = nodes(cluster, "a", "b")
     admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
@@ -635,7 +637,6 @@ def test_commands_that_change_the_ledger_print_lines_and_json(cluster: Cluster) 
         model_id = f"brief-{as_json}".lower()
         cluster.manifests[model_id] = cluster.manifests[SMALL]
         publish(cluster, a, model_id)
-        until(lambda name=model_id: name in registered(b), "B knows it", (a, b))
         change("model", "retire", model_id, 1, as_json=as_json)
         assert row_of(b.cli("model", "list"), model_id)["state"] == "retired"
 
