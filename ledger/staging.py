@@ -52,7 +52,6 @@ class Staging:
     def stage(self, parcels: Sequence[Parcel], now: float) -> None:
         """Check blocks and write those that are new, all or none. Raises BadPeer or Busy as an import does, and
         Conflict when blocks before them are missing."""
-        self._walk = None
         found: list[EncodedBlock] = []
         tip = self.tip
         for data, receipts_rlp in parcels:
@@ -71,7 +70,7 @@ class Staging:
             tip = Tip(header, standing.accounts, standing.epoch)
         if found:
             self._store.stage(found)
-        self.tip = tip
+            self.tip, self._walk = tip, None
 
     def _record(self, sealed: SealedBlock, header: CancunBlockHeader, receipts_rlp: bytes, parent: Tip) -> BlockRecord:
         """What the block did, as its receipts say. Raises BadPeer or BadInput unless the header names just these
@@ -118,14 +117,15 @@ class Staging:
         return self._walk.wanted(count_max)
 
     def give(self, asked: Sequence[bytes], nodes: Sequence[bytes]) -> None:
-        """Write what a peer answered to `asked`, the first of them at least. Raises BadPeer for anything else."""
-        assert self._walk is not None
+        """Write what a peer answered to `asked`: the first of them, which may be of a state that was wanted before newer
+        blocks came. Raises BadPeer for anything else."""
         found = {bytes(keccak(node)): node for node in nodes}
         if list(found) != list(asked[: len(nodes)]):
             raise BadPeer(f"asked for {len(asked)} state nodes it sent {len(nodes)} others")
         self._store.write_nodes(found)
-        self._walk.give(found)
-        self._walk.put_back(asked)
+        if self._walk is not None:
+            self._walk.give(found)
+        self.put_back(asked)
 
     def put_back(self, asked: Sequence[bytes]) -> None:
         """Somebody else has to be asked for these."""

@@ -82,6 +82,8 @@ class _Claim:
     start: int
     stop: int
     since: float
+    is_here: bool = False
+    """They are downloaded: what they wait for now is ours."""
     is_overtaken: bool = False
 
 
@@ -156,6 +158,7 @@ class Sync:
         while (claim := await self._claim(source)) is not None:
             try:
                 parcels = await source.fetch_blocks(claim.start, claim.stop - claim.start, self._is_staging)
+                claim.is_here = True
                 size_bytes = sum(len(block) + len(receipts) for block, receipts in parcels)
                 self._block_bytes += (size_bytes / len(parcels) - self._block_bytes) / 4
                 if await self._wait_turn(claim):
@@ -196,10 +199,10 @@ class Sync:
             first = next((c for c in self._standing() if c.start <= self._number() + 1 < c.stop), None)
             if first is None:
                 return False
-            with trio.move_on_at(first.since + OVERTAKE_S) as waiting:
+            with trio.move_on_at(float("inf") if first.is_here else first.since + OVERTAKE_S) as waiting:
                 await self._changed.wait()
             if waiting.cancelled_caught:
-                first.is_overtaken = True
+                first.is_overtaken = not first.is_here
         return True
 
     async def _take_in(self, parcels: Sequence[Parcel]) -> None:

@@ -210,6 +210,23 @@ def test_blocks_may_come_after_the_walk_has_begun(path: Path, source: Chain) -> 
     check_same(path, source)
 
 
+@pytest.mark.parametrize("late", ["known", "new"])
+def test_blocks_may_come_while_nodes_are_on_their_way(path: Path, source: Chain, late: str) -> None:
+    """A peer that was slow sends a range that is here already, or one that nobody else had."""
+    with open_chain(path, CONFIG) as chain:
+        staging = Staging(chain)
+        staging.stage(parcels(source, 1, source.tip.number if late == "known" else 5), NOW)
+        while len(asked := staging.wanted(3)) < 3:
+            staging.give(asked, history(source).state_nodes(asked, 1 << 20))
+        seen = staging.nodes_seen
+        staging.stage(parcels(source, 1 if late == "known" else 6), NOW)
+        staging.give(asked, history(source).state_nodes(asked, 1 << 20))
+        assert late == "new" or staging.nodes_seen == seen + 3, "the walk went on"
+        fetch_state(staging, source)
+        staging.end((), ())
+    check_same(path, source)
+
+
 # What a peer may send instead
 
 Forge = Callable[[SealedBlock, list[bytes]], tuple[SealedBlock, bytes]]

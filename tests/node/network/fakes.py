@@ -28,6 +28,8 @@ class FakeLedger:
         self.chain_id = chain_id
         self.blocks = [block(number) for number in range(1, blocks + 1)]
         self.imported = 0
+        self.import_s = 0.0
+        """How long executing a block takes."""
         self.refuse_with: Exception | None = None
         self._pool: list[bytes] = []
         self._sequence = 0
@@ -45,7 +47,7 @@ class FakeLedger:
         return self.head
 
     async def import_sealed(self, data: bytes) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.import_s)
         if self.refuse_with is not None:
             raise self.refuse_with
         if data in self.blocks:
@@ -163,9 +165,6 @@ class FakeFastSync:
 
     async def stage(self, parcels: Sequence[tuple[bytes, bytes]]) -> None:
         await trio.lowlevel.checkpoint()
-        self._left = None
-        self.given.clear()
-        self._asked.clear()
         for data, proof in parcels:
             if data in self.staged:
                 continue
@@ -173,6 +172,9 @@ class FakeFastSync:
             if (data, proof) != (block(number), receipts(number)):
                 raise BadPeer(f"not block {number} with its receipts")
             self.staged.append(data)
+            self._left = None
+            self.given.clear()
+            self._asked.clear()
 
     async def wanted(self, count_max: int) -> list[bytes]:
         await trio.lowlevel.checkpoint()

@@ -116,6 +116,15 @@ async def test_all_peers_are_used_and_nothing_is_fetched_twice(autojump_clock: M
     assert alone.ledger.fast_sync.staged == ([] if fast is None else joiner.ledger.blocks)
 
 
+async def test_nothing_is_fetched_twice_however_long_executing_takes(autojump_clock: MockClock) -> None:
+    """Then it is not the peers that all wait for."""
+    peers = [Peer() for _ in range(3)]
+    joiner = Joiner(*peers)
+    joiner.ledger.import_s = 2 * OVERTAKE_S / BLOCKS_MAX
+    await joiner.run()
+    assert sum(count for peer in peers for _, count in peer.asked) == BLOCKS
+
+
 async def test_answers_may_be_shorter_than_what_was_asked_for(autojump_clock: MockClock, fast: int | None) -> None:
     peers = [Peer(bytes_max=17 * len(block(1))) for _ in range(2)]
     joiner = Joiner(*peers, fast=fast)
