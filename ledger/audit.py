@@ -1,9 +1,9 @@
 """`aigen ledger verify`: the whole chain checked and executed again from genesis, beside what the store holds.
 
 Every block goes through the very checks an import makes (seal, certificate, header, transactions), and py-evm alone
-executes it; then its
-stored record and receipts are compared with what execution gave, and at last head and accounts with the store's own. Of
-blocks that a fast sync passed by, the store need not have the state, nor why a transaction failed.
+executes it. Then its stored record and receipts are compared with what execution gave, and at last head and accounts
+with the store's own. Of blocks that a fast sync passed by, the store need not have the state, nor why a transaction
+failed.
 """
 
 from __future__ import annotations

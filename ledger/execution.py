@@ -26,10 +26,9 @@ from contracts.events import ContractEvent, decode_log
 from contracts.types import Address
 from ledger.receipts import RawLog
 from ledger.record import TransactionRecord
-from ledger.roots import list_root
 from ledger.seal import EXTRA_DATA_SIZE
 from ledger.transactions import Transaction
-from ledger.trie import ReadNode
+from ledger.trie import ReadNode, list_root
 
 
 def _no_node(key: bytes) -> None:
@@ -125,15 +124,9 @@ class Execution:
         except ValidationError as error:
             raise BadInput(f"transaction 0x{transaction.hash.hex()} cannot be applied here: {error}") from error
         self._header = self._vm.add_receipt_to_header(self._header, receipt)
-        record = TransactionRecord(
-            hash=transaction.hash,
-            sender=transaction.sender,
-            nonce=transaction.nonce,
-            to=transaction.to,
-            gas_used=receipt.gas_used - gas_before,
-            reason=reason_of(bytes(computation.output), type(computation.error)) if computation.is_error else None,
-            events=events_of((bytes(log.address), tuple(log.topics), bytes(log.data)) for log in receipt.logs),
-        )
+        reason = reason_of(bytes(computation.output), type(computation.error)) if computation.is_error else None
+        events = events_of((bytes(log.address), tuple(log.topics), bytes(log.data)) for log in receipt.logs)
+        record = record_of(transaction, receipt.gas_used - gas_before, reason, events)
         self._transactions.append(transaction)
         self._receipts.append(receipt)
         self._records.append(record)
@@ -158,6 +151,21 @@ class Execution:
             tuple(self._records),
             self._overlay.written,
         )
+
+
+def record_of(
+    transaction: Transaction, gas_used: int, reason: str | None, events: tuple[ContractEvent, ...]
+) -> TransactionRecord:
+    """How a transaction ended."""
+    return TransactionRecord(
+        hash=transaction.hash,
+        sender=transaction.sender,
+        nonce=transaction.nonce,
+        to=transaction.to,
+        gas_used=gas_used,
+        reason=reason,
+        events=events,
+    )
 
 
 def reason_of(output: bytes, error: type[VMError]) -> str:

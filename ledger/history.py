@@ -21,14 +21,13 @@ from contracts.types import Address, TransactionHash
 from ledger.accounts import authorities_before
 from ledger.block import child_header
 from ledger.chain import NOBODY, Chain
-from ledger.receipts import RLP_LIST, Log, TransactionReceipt, decode_receipts
+from ledger.receipts import Log, TransactionReceipt, bloom_bits, decode_receipts
 from ledger.record import BlockRecord
 from ledger.seal import decode_header, unsealed_extra_data, voters
 from ledger.staging import Parcel
-from ledger.transactions import Transaction, decode
+from ledger.transactions import RLP_LIST, Transaction, decode
 from ledger.view import View
 
-BLOOM_BITS = 2048
 BLOOM_FIELD = 6
 """Where the bloom filter stands among a header's fields."""
 
@@ -75,17 +74,12 @@ class Criteria:
     def blooms(self) -> tuple[tuple[int, ...], ...]:
         """For each condition the bits of its alternatives; see `may_hold`."""
         conditions = [self.addresses, *(wanted for wanted in self.topics if wanted is not None)]
-        return tuple(tuple(_bloom_bits(value) for value in values) for values in conditions if values)
+        return tuple(tuple(bloom_bits(value) for value in values) for values in conditions if values)
 
 
 def may_hold(bloom: int, conditions: tuple[tuple[int, ...], ...]) -> bool:
     """Whether a block of this bloom filter can have a log that meets every condition. False is certain."""
     return all(any(bloom & bits == bits for bits in alternatives) for alternatives in conditions)
-
-
-def _bloom_bits(value: bytes) -> int:
-    digest = keccak(value)
-    return sum({1 << int.from_bytes(digest[at : at + 2], "big") % BLOOM_BITS for at in (0, 2, 4)})
 
 
 class _HeaderOnly(msgspec.Struct, array_like=True):

@@ -12,10 +12,7 @@ from rlp.codec import encode_raw
 
 from contracts.errors import BadInput
 from contracts.types import Address
-from ledger.transactions import DYNAMIC_FEE_TYPE
-
-RLP_LIST = 0xC0
-"""The first byte of an RLP list is at least this: a legacy transaction's and receipt's; typed ones begin below."""
+from ledger.transactions import DYNAMIC_FEE_TYPE, RLP_LIST, encode_number
 
 TOPIC_SIZE = 32
 BLOOM_SIZE = 256
@@ -72,21 +69,16 @@ def encode_receipt(kind: int, succeeded: bool, gas_used_after: int, logs: Sequen
     for address, numbers, data in logs:
         topics = [topic.to_bytes(TOPIC_SIZE) for topic in numbers]
         for part in (address, *topics):
-            bloom |= _bloom_bits(part)
+            bloom |= bloom_bits(part)
         parts.append([address, topics, data])
-    fields = [b"\1" if succeeded else b"", _number(gas_used_after), bloom.to_bytes(BLOOM_SIZE), parts]
+    fields = [b"\1" if succeeded else b"", encode_number(gas_used_after), bloom.to_bytes(BLOOM_SIZE), parts]
     return EncodedReceipt((bytes([kind]) if kind else b"") + encode_raw(fields), bloom)
 
 
 @lru_cache(BLOOM_BITS_MAX)
-def _bloom_bits(part: bytes) -> int:
+def bloom_bits(part: bytes) -> int:
     """What an address or a topic sets in a bloom filter."""
     return int(BloomFilter.from_iterable([part]))
-
-
-def _number(value: int) -> bytes:
-    """As RLP has it: without leading zeros."""
-    return value.to_bytes((value.bit_length() + 7) // 8)
 
 
 def decode_receipts(encoded: Sequence[bytes]) -> tuple[TransactionReceipt, ...]:

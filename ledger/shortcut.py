@@ -16,14 +16,13 @@ from eth.vm.forks.cancun.blocks import CancunBlockHeader
 from eth.vm.forks.london.constants import EIP3529_MAX_REFUND_QUOTIENT
 
 from ledger.computation import executed
-from ledger.execution import Executed, events_of, reason_of
+from ledger.execution import Executed, events_of, reason_of, record_of
 from ledger.receipts import EncodedReceipt, RawLog, encode_receipt
 from ledger.record import TransactionRecord
-from ledger.roots import list_root
 from ledger.runs import HandOver
 from ledger.state import BlockState
 from ledger.transactions import Transaction
-from ledger.trie import ReadNode
+from ledger.trie import ReadNode, list_root
 
 
 def execute(header: CancunBlockHeader, transactions: Sequence[Transaction], read: ReadNode) -> Executed:
@@ -62,17 +61,7 @@ class _Block:
         receipt = encode_receipt(transaction.type, reason is None, self.gas_used, logs)
         self.bloom |= receipt.bloom
         self.receipts.append(receipt)
-        self.records.append(
-            TransactionRecord(
-                hash=transaction.hash,
-                sender=transaction.sender,
-                nonce=transaction.nonce,
-                to=transaction.to,
-                gas_used=used,
-                reason=reason,
-                events=events_of(logs),
-            )
-        )
+        self.records.append(record_of(transaction, used, reason, events_of(logs)))
 
     def _execute(self, transaction: Transaction) -> tuple[int, str | None, Sequence[RawLog]]:
         """The gas it used, why it failed if it did, and its logs."""

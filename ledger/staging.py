@@ -22,11 +22,12 @@ from ledger import witness
 from ledger.accounts import Standing
 from ledger.block import SealedBlock
 from ledger.chain import Chain, Tip, blaming, check_final
+from ledger.execution import record_of
 from ledger.receipts import TransactionReceipt, decode_receipts
 from ledger.record import NOT_EXECUTED, BlockRecord, TransactionRecord
-from ledger.roots import list_root
 from ledger.store import EncodedBlock
 from ledger.transactions import Transaction, decode
+from ledger.trie import list_root
 from ledger.walk import StateWalk
 from ledger.witness import Witness
 
@@ -117,8 +118,8 @@ class Staging:
         return self._walk.wanted(count_max)
 
     def give(self, asked: Sequence[bytes], nodes: Sequence[bytes]) -> None:
-        """Write what a peer answered to `asked`: the first of them, which may be of a state that was wanted before newer
-        blocks came. Raises BadPeer for anything else."""
+        """Write what a peer answered to `asked`, the first of them at least; newer blocks may have come since. Raises
+        BadPeer for anything else."""
         found = {bytes(keccak(node)): node for node in nodes}
         if list(found) != list(asked[: len(nodes)]):
             raise BadPeer(f"asked for {len(asked)} state nodes it sent {len(nodes)} others")
@@ -178,12 +179,6 @@ def _decode_list(receipts_rlp: bytes, number: int) -> list[bytes]:
 
 def _transaction_record(transaction: Transaction, receipt: TransactionReceipt) -> TransactionRecord:
     decoded = (decode_log(log.address, log.topics, log.data) for log in receipt.logs)
-    return TransactionRecord(
-        hash=transaction.hash,
-        sender=transaction.sender,
-        nonce=transaction.nonce,
-        to=transaction.to,
-        gas_used=receipt.gas_used_after - receipt.gas_used_before,
-        reason=None if receipt.succeeded else NOT_EXECUTED,
-        events=tuple(event for event in decoded if event is not None),
-    )
+    events = tuple(event for event in decoded if event is not None)
+    gas_used = receipt.gas_used_after - receipt.gas_used_before
+    return record_of(transaction, gas_used, None if receipt.succeeded else NOT_EXECUTED, events)

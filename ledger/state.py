@@ -1,8 +1,7 @@
 """The state of a block that is being executed: read through one function, changed in memory, its new root at the end.
 
 Accounts, storage and tries are Ethereum's (Yellow Paper, 4.1 and appendix D). There is no coin and no contract is ever
-created, so a transaction changes nothing but its sender's nonce and contracts' slots. Knows no opcodes and no gas; it
-answers what ledger.computation asks of py-evm's state.
+created, so a transaction changes nothing but its sender's nonce and contracts' slots. Knows no opcodes and no gas.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ def _legacy(fields: list[Any]) -> _Content:
     """With the chain id in v (EIP-155), None where there is none. Raises one of _MALFORMED."""
     nonce, fee, gas, to, value, data, v, r, s = fields
     chain_id, parity = divmod(_number(v) - CHAIN_ID_OFFSET, 2)
-    message = encode_raw([*fields[:6], _encoded_number(max(chain_id, 0)), b"", b""])
+    message = encode_raw([*fields[:6], encode_number(max(chain_id, 0)), b"", b""])
     return _Content(
         _nonce(nonce),
         _number(fee),
@@ -193,7 +193,8 @@ def _number(field: Any, value_max: int = WORD_MAX) -> int:
     return value
 
 
-def _encoded_number(value: int) -> bytes:
+def encode_number(value: int) -> bytes:
+    """As RLP has it: without leading zeros."""
     return value.to_bytes((value.bit_length() + 7) // 8)
 
 

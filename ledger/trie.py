@@ -1,7 +1,8 @@
-"""Merkle Patricia tries (Yellow Paper, appendix D) of keys of one length: read by a key, changed by many at once.
+"""Merkle Patricia tries (Yellow Paper, appendix D) none of whose keys begins with another: read by a key, changed by
+many at once.
 
 A change makes each node on the way anew once, however many keys lie below it, and hashes it once, at the end. Decoded
-nodes are remembered and never changed. Knows no accounts and no storage: see ledger.state.
+nodes are remembered and never changed. Knows no accounts and no storage (see ledger.state), nor what is in a list.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from rlp.codec import encode_raw
 from trie.exceptions import MissingTrieNode
 from trie.utils.nibbles import decode_nibbles, is_nibbles_terminated, remove_nibbles_terminator
 
-from ledger.roots import HASH_SIZE, Nibbles, hex_prefix
-
 ReadNode = Callable[[bytes], bytes | None]
 
 DECODED_MAX: Final = 8_192
 """Nodes remembered decoded: about 8 MB."""
 
+HASH_SIZE: Final = 32
 BRANCH_SIZE: Final = 17
+
+Nibbles = tuple[int, ...]
 
 Node = Sequence[Any]
 """A branch (17 parts), or a path and what is at its end; b"" for none. A child is a node, or the hash of one."""
@@ -86,16 +88,7 @@ class Trie:
         if not changes:
             return self._root, {}
         items = sorted((nibbles_of(key), value) for key, value in changes.items())
-        top = self._put(self._top(), items, 0)
-        if not top:
-            return bytes(BLANK_ROOT_HASH), {}
-        made: dict[bytes, bytes] = {}
-        reference = _reference(top, made)
-        if not isinstance(reference, bytes):  # a root is named by its hash, however short it is
-            encoded = encode_raw(reference)
-            reference = bytes(keccak(encoded))
-            made[reference] = encoded
-        return reference, made
+        return _rooted(self._put(self._top(), items, 0))
 
     def _top(self) -> Node:
         return b"" if self._root == BLANK_ROOT_HASH else self._node(self._root)
@@ -157,6 +150,33 @@ def _built(items: Sequence[Item], at: int) -> Node:
     for nibble, below in groupby(items, key=lambda item: item[0][fork]):
         branch[nibble] = _built(list(below), fork + 1)
     return [hex_prefix(items[0][0][at:fork], is_leaf=False), branch] if fork > at else branch
+
+
+def list_root(items: Sequence[bytes]) -> bytes:
+    """The root of a list, which is what a header says of its transactions and of its receipts (Yellow Paper, 4.3.2): of
+    the trie from the RLP of each index to the item."""
+    leaves = sorted((nibbles_of(rlp.encode(index)), item) for index, item in enumerate(items))
+    return _rooted(_built(leaves, 0))[0]
+
+
+def _rooted(top: Node) -> tuple[bytes, dict[bytes, bytes]]:
+    """The root of the trie with this node on top, and the nodes that were made, by their hashes."""
+    if not top:
+        return bytes(BLANK_ROOT_HASH), {}
+    made: dict[bytes, bytes] = {}
+    reference = _reference(top, made)
+    if not isinstance(reference, bytes):  # a root is named by its hash, however short it is
+        encoded = encode_raw(reference)
+        reference = bytes(keccak(encoded))
+        made[reference] = encoded
+    return reference, made
+
+
+def hex_prefix(path: Nibbles, is_leaf: bool) -> bytes:
+    """A path in whole bytes, its first nibble telling a leaf's and an odd one's (Yellow Paper C)."""
+    odd = len(path) % 2
+    nibbles = (2 * is_leaf + odd, *(() if odd else (0,)), *path)
+    return bytes(high << 4 | low for high, low in zip(nibbles[::2], nibbles[1::2], strict=True))
 
 
 def _shared(first: Nibbles, second: Nibbles) -> int:

@@ -17,10 +17,7 @@ from eth.rlp.accounts import Account
 from trie.utils.nibbles import decode_nibbles, is_nibbles_terminated
 
 from contracts.errors import BadPeer
-from ledger.trie import ReadNode
-
-HASH_SIZE = 32
-BRANCH_SIZE = 17
+from ledger.trie import BRANCH_SIZE, HASH_SIZE, ReadNode
 
 
 class Kind(Enum):

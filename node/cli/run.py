@@ -293,10 +293,11 @@ def status(rpc_url: str, token: str | None, as_json: bool) -> None:
 
 
 def _sync(sync: dict[str, Any]) -> str:
-    if sync["mode"] == "idle":
-        return "done" if sync["number"] >= sync["target"] else f"block {sync['number']} of {sync['target']}"
-    nodes = f", {sync['nodes']:,} nodes so far" if sync["nodes"] else ""
-    return f"{sync['mode']}: {sync['number']:,} of {sync['target']:,}{nodes}"
+    import msgspec
+
+    from node.network.sync import SyncStatistics
+
+    return str(msgspec.convert(sync, SyncStatistics))
 
 
 def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[str, Any]]) -> None:
@@ -307,7 +308,7 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[s
             ("node", f"{node['node_id']} ({node['role']})"),
             ("operator", node["operator"]),
             ("network", f"{chain['name']}, chain id {chain['chain_id']}, block {chain['head_number']}"),
-            ("sync", _sync(node["sync"])),
+            *([] if node["sync"]["mode"] == "idle" else [("sync", _sync(node["sync"]))]),
             ("state", "{hash} after block {number}".format_map(chain["state_hashes"][-1])),
             *(("ALARM", alarm) for alarm in node["state_alarms"]),
             ("authority", voting),

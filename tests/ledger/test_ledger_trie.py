@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from eth.constants import BLANK_ROOT_HASH
+from eth.db.trie import _make_trie_root_and_nodes
 from eth_hash.auto import keccak
 from hypothesis import example, given
 from hypothesis import strategies as st
 from trie import HexaryTrie
 from trie.exceptions import MissingTrieNode
 
-from ledger.trie import Trie
+from ledger.trie import Trie, list_root
 
 # Of few different nibbles, so that keys share much of their paths; some share all but the last one.
 keys = st.lists(st.sampled_from([0x00, 0x01, 0x10, 0x11, 0xFF]), min_size=3, max_size=3).map(bytes)
@@ -86,3 +87,19 @@ def test_nothing_is_changed_in_place() -> None:
     first = Trie(nodes.get, root).changed({b"\0\0\0": b"other", b"\1\0\0": b"", b"\7\0\0": b"new"})
     assert [Trie(nodes.get, root).get(key) for key in before] == list(before.values())
     assert Trie(nodes.get, root).changed({b"\0\0\0": b"other", b"\1\0\0": b"", b"\7\0\0": b"new"}) == first
+
+
+# Lists
+
+
+@given(st.lists(st.binary(min_size=1, max_size=60), max_size=40))
+def test_any_list_has_the_root_py_evm_gives_it(items: list[bytes]) -> None:
+    """Short items too, whose nodes stand in the node above."""
+    assert list_root(items) == _make_trie_root_and_nodes(tuple(items))[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 15, 16, 17, 127, 128, 129, 255, 256, 257])
+def test_every_length_of_the_index(count: int) -> None:
+    items = [b"item %d " % index * 9 for index in range(count)]
+    assert list_root(items) == _make_trie_root_and_nodes(tuple(items))[0]
+    assert count < 2 or list_root(items[::-1]) != list_root(items)

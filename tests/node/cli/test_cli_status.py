@@ -7,12 +7,16 @@ import pytest
 
 from node.agreement import Difference
 from node.cli.run import _show_status
+from node.network.sync import SyncStatistics
 from node.rpc import answers
 from tests.node.rpc.fake import DROPPED, FakeNode
 
 
-async def shown(capsys: pytest.CaptureFixture[str], alarms: tuple[str, ...]) -> list[str]:
+async def shown(
+    capsys: pytest.CaptureFixture[str], alarms: tuple[str, ...], sync: SyncStatistics | None = None
+) -> list[str]:
     node = FakeNode()
+    node.sync = sync or node.sync
     info: dict[str, Any] = answers.answer(msgspec.structs.replace(node.node_info(), state_alarms=alarms))
     _show_status(info, answers.chain(node.chain(), await node.state_hashes()), answers.answer(node.authorities()))
     return capsys.readouterr().out.splitlines()
@@ -37,6 +41,12 @@ async def test_a_source_that_gave_trouble_is_named_with_it(capsys: pytest.Captur
     (line,) = [line for line in await shown(capsys, ()) if line.startswith(DROPPED.source)]
     assert DROPPED.state in line
     assert line.endswith(DROPPED.trouble)
+
+
+async def test_while_blocks_come_in_it_says_how_far_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = [x for x in await shown(capsys, (), SyncStatistics("fetching the state", 0, 8, 16, 9)) if "sync" in x]
+    assert line.split(maxsplit=1) == ["sync", "block 8 of 16 (50 %), fetching the state, 9 nodes so far"]
+    assert not any("sync" in line for line in await shown(capsys, ()))
 
 
 async def test_alarms_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
