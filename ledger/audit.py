@@ -8,6 +8,7 @@ failed.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,14 +65,13 @@ def verify(path: Path, config: GenesisConfig, progress: Callable[[int, int], Non
 def _verify_block(store: Store, again: Chain, number: int) -> int:
     """Execute block `number` after those before it, and compare; the number of its transactions."""
     try:
-        found = again.execute_sealed(store.sealed_bytes(number), FAR_FUTURE)
+        tip, certificates = again.execute_sealed(deque([store.sealed_bytes(number)]), FAR_FUTURE)
     except (BadPeer, Conflict) as error:
         raise _differs(store, number, f"the block ({error})") from error
-    if found is None:
+    if not certificates:
         raise _differs(store, number, "the block (it is one before it)")
-    executed, certificate = found
-    again.write(executed, certificate, ())
-    again.tip = again.tip_after(executed)
+    (executed,) = tip.unwritten
+    again.tip = again.write(tip, certificates)
     _compare(store, again.store, number, executed.state_nodes, is_state_here=number >= store.state_start())
     return len(executed.transactions)
 

@@ -6,7 +6,7 @@ and their order, no pool, no clock of its own and no concurrency: `ledger.ledger
 
 from __future__ import annotations
 
-from collections import ChainMap, Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,12 +31,15 @@ from ledger.record import BlockRecord, TransactionRecord
 from ledger.runs import HandOver
 from ledger.snapshot import Snapshot
 from ledger.state import Nodes
-from ledger.store import Store
+from ledger.store import EncodedBlock, Store
 from ledger.transactions import Transaction, decode
 from ledger.trie import ReadNode
 
 ANCESTORS_MAX = 256
 """How far back BLOCKHASH sees."""
+
+BATCH_MAX = 128
+"""Blocks and transactions in one batch to disk: it waits for the disk once, and all of it is in memory until then."""
 
 Shortcut = Callable[[CancunBlockHeader, Sequence[Transaction], ReadNode], Executed]
 """ledger.shortcut.execute, or what a test has instead."""
@@ -54,7 +57,7 @@ class Tip:
     epoch: bytes
     """Names the time of the authorities after this block (see ledger.seal): the hash of the block that set them."""
     unwritten: tuple[Executed, ...] = ()
-    """The undecided blocks up to this one, oldest first: what they change is in no store yet."""
+    """The blocks up to this one that are in no store yet, oldest first."""
 
     @property
     def number(self) -> int:
@@ -65,12 +68,17 @@ class Tip:
         return bytes(self.header.hash)
 
     def after(self, executed: Executed) -> Tip:
-        """The tip that an executed child of this one makes, as long as it is undecided."""
+        """The tip that an executed child of this one makes, as long as it is not written."""
         now = Standing(self.accounts, self.epoch).after(bytes(executed.header.hash), executed.events())
         return Tip(executed.header, now.accounts, now.epoch, (*self.unwritten, executed))
 
+    def over(self, written: bytes) -> Tip:
+        """This tip once the block of this hash and those before it are written; unchanged when it is not over it."""
+        hashes = [executed.header.hash for executed in self.unwritten]
+        return replace(self, unwritten=self.unwritten[hashes.index(written) + 1 :]) if written in hashes else self
+
     def transaction_hashes(self) -> frozenset[TransactionHash]:
-        """Of the undecided blocks."""
+        """Of the blocks that are not written."""
         return frozenset(transaction.hash for executed in self.unwritten for transaction in executed.transactions)
 
 
@@ -110,7 +118,7 @@ class Chain:
     def _write_genesis(self, genesis: GenesisBlock) -> None:
         certificate = seal.Certificate(genesis.hash, genesis.hash, 0, ())
         block = SealedBlock(rlp.encode(genesis.header), (), certificate)
-        self.store.commit(block, genesis_record(genesis), (), genesis.state_nodes, ())
+        self.store.commit([(block, genesis_record(genesis), rlp.encode([]))], genesis.state_nodes, ())
 
     def _load_tip(self, snapshot: Snapshot | None) -> Tip:
         head = self.store.head()
@@ -139,7 +147,9 @@ class Chain:
         """Reads state nodes as of `parent`."""
         if not parent.unwritten:
             return self._nodes.get
-        newer = ChainMap(*(executed.state_nodes for executed in reversed(parent.unwritten)))
+        newer: dict[bytes, bytes] = {}
+        for executed in parent.unwritten:
+            newer |= executed.state_nodes
 
         def read(key: bytes) -> bytes | None:
             node = newer.get(key)
@@ -238,46 +248,56 @@ class Chain:
 
     # What becomes final
 
-    def tip_after(self, executed: Executed) -> Tip:
-        """What the tip is once an executed child of it is final."""
-        return replace(self.tip.after(executed), unwritten=())
-
     def write(
         self,
-        executed: Executed,
-        certificate: seal.Certificate,
-        journal_done: tuple[int, ...],
+        final: Tip,
+        certificates: Sequence[seal.Certificate],
+        journal_done: tuple[int, ...] = (),
         ballots_done: tuple[int, ...] = (),
-    ) -> BlockRecord:
-        """Put an executed child of the tip on disk with its certificate. The caller sets `tip` to `tip_after` then."""
-        header = executed.header
-        seal.check_certificate(certificate, header, self.tip.epoch, tuple(self.tip.accounts.authorities))
-        sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
-        record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
-        self.store.commit(sealed, record, executed.receipts, executed.state_nodes, journal_done, ballots_done)
-        self._nodes.keep(executed.state_nodes)
-        return record
+    ) -> Tip:
+        """Put what is unwritten of `final` on disk, each block with its certificate, all or none. Returns the tip that
+        the caller sets `tip` to then."""
+        found: list[EncodedBlock] = []
+        nodes: dict[bytes, bytes] = {}
+        for executed, certificate in zip(final.unwritten, certificates, strict=True):
+            header = executed.header
+            sealed = SealedBlock(rlp.encode(header), tuple(t.raw for t in executed.transactions), certificate)
+            record = BlockRecord(header.block_number, bytes(header.hash), header.timestamp, executed.records)
+            found.append((sealed, record, rlp.encode([receipt.encode() for receipt in executed.receipts])))
+            nodes |= executed.state_nodes
+        self.store.commit(found, nodes, journal_done, ballots_done)
+        self._nodes.keep(nodes)
+        return final.over(final.hash)
 
     # Blocks from others
 
     def execute_sealed(
-        self, data: bytes, now: float, undecided: Mapping[bytes, Executed] = MappingProxyType({})
-    ) -> tuple[Executed, seal.Certificate] | None:
-        """Check and execute the next block; None when it is ours already. What is in `undecided`, by hash, was executed
-        as a child of the head before. Raises BadPeer for any block that is not the one final child of the head, and
-        Conflict when blocks before it are missing."""
-        sealed = blocks.decode(data)
-        header = sealed.header()
-        if header.block_number <= self.tip.number:
-            self.check_known(header)
-            return None
-        if header.block_number > self.tip.number + 1:
-            raise Conflict(
-                f"block {header.block_number} is ahead, the head is {self.tip.number}: send the blocks before it first"
-            )
-        check_final(sealed, header, self.tip, self.config, now)
-        known = undecided.get(bytes(header.hash))
-        return known or self._execute(header, sealed.transactions, self.tip, is_final=True), sealed.certificate
+        self, waiting: deque[bytes], now: float, undecided: Mapping[bytes, Executed] = MappingProxyType({})
+    ) -> tuple[Tip, list[seal.Certificate]]:
+        """Take the blocks that follow on the head out of `waiting`, as many as one batch holds; check and execute them.
+        Those that are here already are passed over.
+
+        Returns the tip that they make and their certificates. What is in `undecided`, by hash, was executed as a child
+        of the head before. Raises BadPeer for any block that is not the one final child of the block before, and
+        Conflict when blocks before it are missing.
+        """
+        tip, certificates, weight = self.tip, list[seal.Certificate](), 0
+        while waiting and weight < BATCH_MAX:
+            sealed = blocks.decode(waiting.popleft())
+            header = sealed.header()
+            if header.block_number <= self.tip.number:
+                self.check_known(header)
+                continue
+            if header.block_number != tip.number + 1:
+                raise Conflict(
+                    f"block {header.block_number} does not follow on block {tip.number}: send the blocks in their order"
+                )
+            check_final(sealed, header, tip, self.config, now)
+            known = undecided.get(bytes(header.hash))
+            tip = tip.after(known or self._execute(header, sealed.transactions, tip, is_final=True))
+            certificates.append(sealed.certificate)
+            weight += 1 + len(sealed.transactions)
+        return tip, certificates
 
     def check_known(self, header: CancunBlockHeader) -> None:
         """Raise BadPeer unless the block with this header's number, which is here, is this very block."""
@@ -300,7 +320,7 @@ class Chain:
             transactions = [self.decode(raw) for raw in raws]
             blocks.check_transactions(transactions, parent.accounts)
             start = blocks.child_header(parent.header, header.timestamp, header.coinbase, header.extra_data)
-            if is_final and (executed := self._short_cut(start, transactions, header)) is not None:
+            if is_final and (executed := self._short_cut(start, transactions, parent, header)) is not None:
                 return executed
             with self._execution(start, parent) as execution:
                 for transaction in transactions:
@@ -311,13 +331,13 @@ class Chain:
         return executed
 
     def _short_cut(
-        self, start: CancunBlockHeader, transactions: Sequence[Transaction], header: CancunBlockHeader
+        self, start: CancunBlockHeader, transactions: Sequence[Transaction], parent: Tip, header: CancunBlockHeader
     ) -> Executed | None:
         """A final block executed the short way, if that gives the header that two thirds of the authorities signed."""
         if self._shortcut is None:
             return None
         try:
-            executed = self._shortcut(start, transactions, self._nodes.get)
+            executed = self._shortcut(start, transactions, self._reader(parent))
         except HandOver:
             return None
         except MissingTrieNode as error:

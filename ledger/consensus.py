@@ -383,11 +383,12 @@ class Consensus:
         votes = simplex.votes_for(final.iteration, Kind.FINALISE, final.hash).signatures[: simplex.quorum]
         tips = self._undecided.path(final)
         headers = [rlp.encode(tip.header) for tip in tips]
-        for place, tip in enumerate(tips):
-            certificate = seal.Certificate(epoch, final.hash, final.iteration, votes, tuple(headers[place + 1 :]))
-            await self._ledger.finalise(tip.unwritten[-1], certificate)
-            if tip.epoch != epoch:
-                break
+        decided = next((tip for tip in tips if tip.epoch != epoch), tips[-1])
+        certificates = [
+            seal.Certificate(epoch, final.hash, final.iteration, votes, tuple(headers[place + 1 :]))
+            for place in range(len(decided.unwritten))
+        ]
+        await self._ledger.finalise(decided, certificates)
         self._follow_head()
 
     def _resend(self) -> None:

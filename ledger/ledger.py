@@ -10,9 +10,10 @@ the bytes.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -265,25 +266,27 @@ class Ledger:
 
     # Blocks
 
-    async def import_sealed(self, data: bytes) -> None:
-        """Check, execute and write the next block; one that is ours already changes nothing. Raises BadPeer, or
-        Conflict when the blocks before it are missing."""
-        async with self._writing():
-            final = await in_thread(self._import, data, self._clock())
-            if final is not None:
-                self._blocks_imported += 1
-                self._adopt(final)
+    async def import_blocks(self, sealed: Iterable[bytes]) -> None:
+        """Check, execute and write the next blocks, many in a batch; those that are here already change nothing. Raises
+        BadPeer, or Conflict when blocks before one are missing; nothing is kept then of that block's batch."""
+        waiting = deque(sealed)
+        while waiting:
+            async with self._writing():
+                final = await in_thread(self._import, waiting, self._clock())
+                if final is not None:
+                    self._blocks_imported += final.tip.number - self._chain.tip.number
+                    self._adopt(final)
 
-    def _import(self, data: bytes, now: float) -> _Final | None:
-        found = self._chain.execute_sealed(data, now, self._undecided)
-        return None if found is None else self._write(*found)
+    def _import(self, waiting: deque[bytes], now: float) -> _Final | None:
+        tip, certificates = self._chain.execute_sealed(waiting, now, self._undecided)
+        return self._write(tip, certificates) if certificates else None
 
-    def _write(self, executed: Executed, certificate: seal.Certificate) -> _Final:
-        """Commit a final block, and with it forget what can no longer enter one, and votes that no longer matter."""
-        nonces = {transaction.sender: transaction.nonce + 1 for transaction in executed.transactions}
-        final = self._final(self._chain.tip_after(executed), nonces)
-        self._chain.write(executed, certificate, tuple(final.stale), final.ballots_done)
-        return final
+    def _write(self, tip: Tip, certificates: Sequence[seal.Certificate]) -> _Final:
+        """Commit final blocks, and with them forget what can no longer enter one, and votes that no longer matter."""
+        sent = (transaction for executed in tip.unwritten for transaction in executed.transactions)
+        final = self._final(tip, {transaction.sender: transaction.nonce + 1 for transaction in sent})
+        written = self._chain.write(tip, certificates, tuple(final.stale), final.ballots_done)
+        return replace(final, tip=written)
 
     def _final(self, tip: Tip, nonces: Mapping[Address, int]) -> _Final:
         """What `tip` makes stale as the head; `nonces` are the next ones of the accounts that sent."""
@@ -377,12 +380,20 @@ class Ledger:
                 await in_thread(self._chain.store.write_evidence, liar, evidence)
                 self.evidence[liar] = evidence
 
-    async def finalise(self, executed: Executed, certificate: seal.Certificate) -> None:
-        """Write a block that became final; one that was imported meanwhile changes nothing."""
+    async def finalise(self, decided: Tip, certificates: Sequence[seal.Certificate]) -> None:
+        """Write what is unwritten of a tip that became final; what was imported meanwhile changes nothing."""
         async with self._writing():
-            number = int(executed.header.block_number)
-            if number <= self._chain.tip.number:
-                assert self._chain.store.record(number).hash == executed.header.hash, f"two final blocks {number}"
-                return
-            self._adopt(await in_thread(self._write, executed, certificate))
-            self._blocks_decided += 1
+            left = decided
+            for header in (executed.header for executed in decided.unwritten):
+                if (number := header.block_number) <= self._chain.tip.number:
+                    assert self._chain.store.record(number).hash == header.hash, f"two final blocks {number}"
+                    left = left.over(header.hash)
+            if left.unwritten:
+                self._adopt(await in_thread(self._finalise, left, certificates[-len(left.unwritten) :]))
+                self._blocks_decided += len(left.unwritten)
+
+    def _finalise(self, decided: Tip, certificates: Sequence[seal.Certificate]) -> _Final:
+        epoch, authorities = self._chain.tip.epoch, tuple(self._chain.tip.accounts.authorities)
+        for executed, certificate in zip(decided.unwritten, certificates, strict=True):
+            seal.check_certificate(certificate, executed.header, epoch, authorities)
+        return self._write(decided, certificates)

@@ -1,4 +1,4 @@
-"""The ledger on disk: LevelDB through plyvel, one synced WriteBatch for each final block. Knows no rules.
+"""The ledger on disk: LevelDB through plyvel, final blocks in synced batches, each whole or not at all. Knows no rules.
 
 Keys (n is a block number, 8 bytes big-endian):
     F            format                      H           head: n and block hash
@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import msgspec
 import plyvel
@@ -301,18 +300,19 @@ class Store:
 
     def commit(
         self,
-        block: SealedBlock,
-        record: BlockRecord,
-        receipts: tuple[Any, ...],
+        found: Sequence[EncodedBlock],
         state_nodes: Mapping[bytes, bytes],
         journal_done: tuple[int, ...],
         ballots_done: tuple[int, ...] = (),
     ) -> None:
-        """Everything of one final block, in one synced batch: after a crash it is there whole or not at all."""
+        """Everything of the final blocks that follow on the head, in one synced batch: after a crash they are there
+        whole or not at all."""
         head = self.head()
-        assert record.number == (0 if head is None else head[0] + 1), "a final block is never written over another"
-        puts = _puts(block, record, rlp.encode([receipt.encode() for receipt in receipts]))
-        puts[b"H"] = _NUMBER.pack(record.number) + record.hash
+        puts: dict[bytes, bytes] = {}
+        for number, (block, record, receipts_rlp) in enumerate(found, 0 if head is None else head[0] + 1):
+            assert record.number == number, "a final block is never written over another"
+            puts |= _puts(block, record, receipts_rlp)
+            puts[b"H"] = _NUMBER.pack(number) + record.hash
         for key, node in state_nodes.items():
             puts[b"s" + key] = node
         self._write(puts, _done(journal_done, ballots_done))

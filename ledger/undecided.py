@@ -7,8 +7,8 @@ votes. Knows who sent what only to blame them; knows no time and sends nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -80,10 +80,7 @@ class Undecided:
         root = self._simplex.root
         tips = {}
         for proposal in self._simplex.proposals():
-            tip = self._tips[proposal.hash]
-            hashes = [executed.header.hash for executed in tip.unwritten]
-            begin = hashes.index(root.hash) + 1 if root.hash in hashes else 0
-            tips[proposal.hash] = replace(tip, unwritten=tip.unwritten[begin:])
+            tips[proposal.hash] = self._tips[proposal.hash].over(root.hash)
         self._tips = tips
         self._unchecked = {n: found for n, found in self._unchecked.items() if n > root.iteration}
         self._refused = {n: found for n, found in self._refused.items() if n > root.iteration}
@@ -164,6 +161,6 @@ class Undecided:
         self._publish()
         return True
 
-    def path(self, final: Proposal) -> Iterable[Tip]:
+    def path(self, final: Proposal) -> list[Tip]:
         """The blocks after the root up to this one, oldest first."""
         return [self._tips[proposal.hash] for proposal in self._simplex.path(final)]

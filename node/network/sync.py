@@ -209,8 +209,7 @@ class Sync:
         if self._is_staging:
             await self._ledger.fast_sync.stage(parcels)
         else:
-            for block, _ in parcels:
-                await self._ledger.import_sealed(block)
+            await self._ledger.import_blocks([block for block, _ in parcels])
 
     def _check_reached(self, claim: _Claim, count: int) -> None:
         expected, number = claim.start + count - 1, self._number()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,9 +110,10 @@ def imported(blocks: list[bytes], count: int) -> float:
     forget()
     with TemporaryDirectory() as folder, world.open_chain(Path(folder) / "ledger", CONFIG) as chain:
         world.import_block(chain, blocks[0])
+        waiting = deque(blocks[1:])
         began = time.perf_counter()
-        for block in blocks[1:]:
-            world.import_block(chain, block)
+        while waiting:
+            world.import_batch(chain, waiting)
         return count / (time.perf_counter() - began)
 
 

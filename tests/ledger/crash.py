@@ -171,7 +171,7 @@ async def _run_follower(path: Path, source: Path, tell: Tell) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(replay.run)
         for number, block in enumerate(blocks, 1):
-            await ledger.import_sealed(block)
+            await ledger.import_blocks([block])
             tell(ledger.record(number).transactions[0].hash.hex())
             await replay.wait_change(number - 1)
 

@@ -191,7 +191,7 @@ class Node:
                 continue
             for data in other.ledger.history.sealed_blocks(ledger.head.number + 1, 16, 1 << 20):
                 try:
-                    await ledger.import_sealed(data)
+                    await ledger.import_blocks([data])
                 except Refused as error:
                     self.simulation.refusals.append(str(error))
                     break

@@ -3,6 +3,7 @@ offence. The node under test is a follower: nothing here needs the key of an aut
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -150,7 +151,7 @@ async def test_it_is_there_after_a_restart(tmp_path: Path) -> None:
 
 async def test_of_every_epoch_that_the_liar_was_an_authority_of(ledger: Ledger, blocks: list[bytes]) -> None:
     for block in blocks:
-        await ledger.import_sealed(block)
+        await ledger.import_blocks([block])
     first, second, third = GENESIS.hash, hash_of(blocks[0]), hash_of(blocks[2])
     assert ledger.tip.epoch == third
     a, b = AUTHORITY.address, OPERATOR.address
@@ -170,10 +171,8 @@ async def test_of_every_epoch_that_the_liar_was_an_authority_of(ledger: Ledger, 
 
 async def test_an_epoch_begins_when_its_block_is_the_head(tmp_path: Path, blocks: list[bytes]) -> None:
     with open_chain(tmp_path / "ledger") as chain:
-        found = chain.execute_sealed(blocks[0], EPOCH + 1_000_000)
-        assert found is not None
-        history, tip = History(chain, lambda: EPOCH), chain.tip_after(found[0])
-        chain.write(*found, ())
+        history = History(chain, lambda: EPOCH)
+        tip = chain.write(*chain.execute_sealed(deque([blocks[0]]), EPOCH + 1_000_000))
         assert history.authorities_of(hash_of(blocks[0])) is None, "it is on disk, and the head is still genesis"
         chain.tip = tip
         assert history.authorities_of(hash_of(blocks[0])) == {AUTHORITY.address, OPERATOR.address}
@@ -234,7 +233,7 @@ async def test_what_is_of_an_epoch_to_come_waits_for_it(ledger: Ledger, blocks: 
         consensus.receive("sender", encode(GENESIS.hash, known))
         assert await told(other) == [known]
         assert ledger.evidence.keys() == {AUTHORITY.address}
-        await ledger.import_sealed(blocks[0])
+        await ledger.import_blocks([blocks[0]])
         assert await told(other) == [early]
     assert ledger.evidence.keys() == {AUTHORITY.address, OPERATOR.address}
     assert not blamed

@@ -389,11 +389,11 @@ async def test_a_ledger_that_has_executed_is_not_staged_over(path: Path, source:
     with open_ledger(path, CONFIG, quick_clock) as ledger:
         await ledger.fast_sync.open()
         await ledger.fast_sync.stage(parcels(source, 1, 3))
-        await ledger.import_sealed(parcels(source)[0][0])
+        await ledger.import_blocks([parcels(source)[0][0]])
         assert (ledger.fast_sync.is_possible, ledger.head.number) == (False, 1)
         with pytest.raises(Conflict, match="the head is block 1: blocks are executed from here on"):
             await ledger.fast_sync.stage(parcels(source, 4))
         for block, _ in parcels(source, 2):
-            await ledger.import_sealed(block)
+            await ledger.import_blocks([block])
         assert ledger.tip == source.tip
         assert ledger.record(4) == source.store.record(4), "the reason is there too"

@@ -53,8 +53,8 @@ with tempfile.TemporaryDirectory() as folder, open_chain(Path(folder) / "ledger"
     for nonce, call in enumerate(calls):
         waiting = Builder(chain).decode([raw_call(ADMIN, nonce, call)])
         executed, _ = chain.propose(keys[nonce], waiting, EPOCH + nonce + 1)
-        chain.write(executed, seal.certify(chain.tip.epoch, executed.header, keys), ())
-        chain.tip = chain.tip_after(executed)
+        certificate = seal.certify(chain.tip.epoch, executed.header, keys)
+        chain.tip = chain.write(chain.tip.after(executed), [certificate])
     folded = state.fold(state.State(), chain.store.records(0, chain.tip.number + 1))
     stored = hashlib.sha256(repr(list(chain.store._db.iterator())).encode()).hexdigest()
     print(chain.tip.hash.hex(), stored, hashlib.sha256(state.encode(folded)).hexdigest())

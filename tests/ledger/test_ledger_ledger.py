@@ -154,11 +154,11 @@ async def test_journal_loses_what_can_no_longer_enter(tmp_path: Path) -> None:
         await second.submit(mine)
         await second.submit(raw_call(OPERATOR, 1, join()))
         (block,) = missing_blocks(first, second)
-        await second.import_sealed(block)
+        await second.import_blocks([block])
         assert [t.nonce for t in map(second.decode, second.pending())] == [1]
         await final(first, raw_call(ADMIN, 0, ExpelAccount(OPERATOR.address)))
         (block,) = missing_blocks(first, second)
-        await second.import_sealed(block)
+        await second.import_blocks([block])
         assert not second.pending()
         assert not second._chain.store.journal()
 
@@ -186,7 +186,7 @@ async def test_transaction_that_lost_its_nonce_is_not_waited_for(tmp_path: Path)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 await trio.testing.wait_all_tasks_blocked()
-                await second.import_sealed(missing_blocks(first, second)[0])
+                await second.import_blocks([missing_blocks(first, second)[0]])
     assert failures
 
 
@@ -200,7 +200,7 @@ async def test_imported_chain_is_the_same(ledger: Ledger, tmp_path: Path) -> Non
     with open_ledger(tmp_path / "other") as other:
         blocks = missing_blocks(ledger, other)
         for block in (*blocks, blocks[0]):
-            await other.import_sealed(block)
+            await other.import_blocks([block])
         assert other.head == ledger.head
         assert list(other.records(0)) == list(ledger.records(0))
         assert other.statistics().blocks_imported == len(blocks)
@@ -212,9 +212,9 @@ async def test_bad_block_changes_nothing(ledger: Ledger, tmp_path: Path) -> None
     with open_ledger(tmp_path / "other") as other:
         (block,) = missing_blocks(ledger, other)
         with pytest.raises(BadPeer):
-            await other.import_sealed(block[:-1] + bytes([block[-1] ^ 1]))
+            await other.import_blocks([block[:-1] + bytes([block[-1] ^ 1])])
         assert other.head.hash == GENESIS.hash
-        await other.import_sealed(block)
+        await other.import_blocks([block])
 
 
 async def test_blocks_are_served_within_bounds(ledger: Ledger) -> None:
@@ -293,7 +293,7 @@ async def test_cancelled_import_is_all_or_nothing(
     with open_ledger(tmp_path / "other") as other:
         async with cancelled_in(other, monkeypatch, "commit") as scope:
             with scope:
-                await other.import_sealed(missing_blocks(ledger, other)[0])
+                await other.import_blocks([missing_blocks(ledger, other)[0]])
         assert other.head == ledger.head
         assert other._chain.store.head() == (1, ledger.head.hash)
 

@@ -128,12 +128,12 @@ async def test_authority_waits_for_what_it_signed(path: Path) -> None:
             async with sealing(ledger):
                 await trio.testing.wait_all_tasks_blocked()
                 assert ledger.head.number == number, "what is pending is not sealed into another block 1"
-                await ledger.import_sealed(blocks[number])
+                await ledger.import_blocks([blocks[number]])
                 await trio.testing.wait_all_tasks_blocked()
                 assert ledger.head.number == number + 1
     with open_ledger(path) as ledger:
         async with sealing(ledger):
-            await ledger.import_sealed(blocks[2])
+            await ledger.import_blocks([blocks[2]])
             name = await ledger.submit(raw_call(OPERATOR, 2, announce()))
             receipt = await ledger.wait_receipt(name)
             assert receipt.block_number == 4

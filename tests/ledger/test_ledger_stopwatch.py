@@ -33,7 +33,7 @@ async def test_each_own_block_is_measured_and_nobody_elses(tmp_path: Path) -> No
                 for nonce in range(3):
                     await one.wait_receipt(await one.submit(raw_call(ADMIN, nonce, enrol(address(nonce)))))
                     for block in missing_blocks(one, two):
-                        await two.import_sealed(block)
+                        await two.import_blocks([block])
                 nursery.cancel_scope.cancel()
         found = proposer.statistics().own_blocks
         assert (found.count, found.newest_number) == (one.head.number, one.head.number) == (3, 3)

@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,11 +157,10 @@ def test_block_is_one_synced_batch(path: Path) -> None:
 def test_final_block_is_never_written_over_another(path: Path) -> None:
     with open_chain(path) as chain:
         block = Builder(chain).make(raw_call(OPERATOR, 2, announce()))
-        found = chain.execute_sealed(block, 1e12)
-        assert found is not None
-        chain.write(*found, ())
+        tip, certificates = chain.execute_sealed(deque([block]), 1e12)
+        chain.write(tip, certificates)
         with pytest.raises(AssertionError, match="never written over"):
-            chain.write(*found, ())
+            chain.write(tip, certificates)
 
 
 def test_second_process_is_refused(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
@@ -134,13 +135,15 @@ class Builder:
 
 def import_block(chain: Chain, data: bytes, now: float = EPOCH + 1_000_000) -> bool:
     """Check, execute and write a block; whether it was new."""
-    found = chain.execute_sealed(data, now)
-    if found is None:
-        return False
-    executed, certificate = found
-    chain.write(executed, certificate, ())
-    chain.tip = chain.tip_after(executed)
-    return True
+    return import_batch(chain, deque([data]), now) > 0
+
+
+def import_batch(chain: Chain, waiting: deque[bytes], now: float = EPOCH + 1_000_000) -> int:
+    """Check, execute and write the first blocks of `waiting`, as many as one batch holds; how many were new."""
+    tip, certificates = chain.execute_sealed(waiting, now)
+    if certificates:
+        chain.tip = chain.write(tip, certificates)
+    return len(certificates)
 
 
 GENESIS: GenesisBlock = build(CONFIG)

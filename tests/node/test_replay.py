@@ -268,7 +268,7 @@ async def test_nodes_at_different_heads_agree(path: Path, tmp_path: Path) -> Non
         blocks = missing_blocks(one, two)[: BLOCKS - 7]
         for start in range(0, len(blocks), 30):
             for block in blocks[start : start + 30]:
-                await two.import_sealed(block)
+                await two.import_blocks([block])
             behind.catch_up()
         assert behind.number == BLOCKS - 7
         assert Agreement().compare("12D3KooWB", await ahead.marks(), await behind.marks()) is True  # type: ignore[arg-type]

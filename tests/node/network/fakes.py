@@ -46,18 +46,19 @@ class FakeLedger:
             await self._moved.wait()
         return self.head
 
-    async def import_sealed(self, data: bytes) -> None:
-        await trio.sleep(self.import_s)
-        if self.refuse_with is not None:
-            raise self.refuse_with
-        if data in self.blocks:
-            return
-        if not data.startswith(b"block "):
-            raise BadPeer("not a sealed block")
-        if data != block(len(self.blocks) + 1):
-            raise Conflict("the blocks before it are missing")
-        self.imported += 1
-        self.grow(1)
+    async def import_blocks(self, sealed: Sequence[bytes]) -> None:
+        for data in sealed:
+            await trio.sleep(self.import_s)
+            if self.refuse_with is not None:
+                raise self.refuse_with
+            if data in self.blocks:
+                continue
+            if not data.startswith(b"block "):
+                raise BadPeer("not a sealed block")
+            if data != block(len(self.blocks) + 1):
+                raise Conflict("the blocks before it are missing")
+            self.imported += 1
+            self.grow(1)
 
     def grow(self, count: int) -> None:
         """Blocks out of nowhere, as from a sealer."""

@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -716,12 +716,12 @@ async def test_a_node_that_is_stuck_says_so_itself(monkeypatch: pytest.MonkeyPat
     """It asks for block 2 and is asked for block 4: whoever is asked tells of its own head, not of the question."""
     monkeypatch.setattr("node.network.session.LAG_S_MAX", 0.0)
 
-    async def hang(data: bytes) -> None:
+    async def hang(sealed: Sequence[bytes]) -> None:
         await trio.sleep_forever()
 
     async with network() as nursery:
         stuck = Member(FakeLedger(blocks=1))
-        stuck.ledger.import_sealed = hang  # type: ignore[method-assign]
+        stuck.ledger.import_blocks = hang  # type: ignore[method-assign]
         await nursery.start(stuck.run)
         a = Member(FakeLedger(blocks=3), stuck.address)
         await nursery.start(a.run)
