@@ -1,4 +1,4 @@
-"""The libp2p host: dial, accept, and streams with one frame each way. Owns everything that is particular to py-libp2p.
+"""The libp2p host: dial, accept, and streams with frames each way. Owns everything that is particular to py-libp2p.
 
 Knows peers, addresses and bytes; not what the bytes mean. py-libp2p 0.8.1 is used as bare transport (tcp, noise,
 yamux) and everything it does by itself is switched off, because each of these was seen to lose connections or nodes:
@@ -16,8 +16,7 @@ yamux) and everything it does by itself is switched off, because each of these w
 import errno
 import logging
 import socket
-import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -26,7 +25,6 @@ import trio
 from libp2p.abc import INotifee
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
@@ -40,6 +38,17 @@ from contracts.types import NodeId
 from node.network import muxer
 from node.network.addresses import ControlAddress
 from node.network.identity import NodeIdentity
+from node.network.streams import (
+    CLOSE_S_MAX,
+    STREAM_ERRORS,
+    IdleStreams,
+    cause,
+    chain,
+    finish,
+    next_frame,
+    read_frame,
+    write_frame,
+)
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +59,6 @@ STREAMS_PER_PEER_MAX: Final = 16
 DIAL_S_MAX: Final = 10.0
 FRAME_S_MAX: Final = 20.0
 RESOLVED_ADDRESSES_MAX: Final = 4
-CLOSE_S_MAX: Final = 3.0
-_READ_BYTES: Final = 64 << 10
-_LENGTH: Final = struct.Struct(">I")
-
-# What using a connection or stream that breaks can raise; anything else is a bug, here or in libp2p.
-STREAM_ERRORS: Final = (BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError, OSError)
 
 Serve = Callable[[NodeId, bytes], Awaitable[bytes]]
 """Answers one request frame of a peer, or raises BadPeer when it is none."""
@@ -71,6 +74,7 @@ class Host:
         self._request_bytes_max = request_bytes_max
         self._frame_s_max = frame_s_max
         self._streams: dict[NodeId, int] = {}
+        self.idle = IdleStreams()
         self.node_id = NodeId(str(host.get_id()))
         self.on_connected: Callable[[NodeId], None] = _ignore
         self.on_disconnected: Callable[[NodeId], None] = _ignore
@@ -100,8 +104,8 @@ class Host:
                         await self._host.connect(PeerInfo(peer, [multiaddr]))
                         return
                     except STREAM_ERRORS as error:
-                        reason = _cause(error)
-                        if any(isinstance(inner, PeerIDMismatchesPubkey) for inner in _chain(error)):
+                        reason = cause(error)
+                        if any(isinstance(inner, PeerIDMismatchesPubkey) for inner in chain(error)):
                             raise BadPeer(
                                 f"Another node than {address.node_id} answers at {address.host}:{address.port}."
                             ) from None
@@ -115,65 +119,65 @@ class Host:
             await self._network.close_peer(ID.from_base58(node_id))
 
     async def request(self, node_id: NodeId, frame: bytes, answer_bytes_max: int, answer_s_max: float) -> bytes:
-        """Send one frame and return the one that answers it, on a stream of its own.
+        """Send one frame and return the one that answers it; until then no other request is on its stream.
 
         Busy when the connection breaks or the deadline passes, BadPeer when what comes back is no frame.
         """
-        stream = None
+        stream = self.idle.take(node_id)
         done = False
         try:
             with trio.fail_after(answer_s_max):
-                stream = await self._host.new_stream(ID.from_base58(node_id), [PROTOCOL])
-                await _write_frame(stream, frame)
-                answer = await _read_frame(stream, answer_bytes_max)
+                if stream is None:
+                    stream = await self._host.new_stream(ID.from_base58(node_id), [PROTOCOL])
+                await write_frame(stream, frame)
+                answer = await read_frame(stream, answer_bytes_max)
                 done = True
                 return answer
         except trio.TooSlowError:
             raise Busy(f"{node_id} did not answer within {answer_s_max:.0f} s.") from None
         except STREAM_ERRORS as error:
-            raise Busy(f"The connection to {node_id} broke: {_cause(error)}.") from None
+            raise Busy(f"The connection to {node_id} broke: {cause(error)}.") from None
         finally:
-            if stream is not None:
-                await _finish(stream, done)
+            if stream is not None and not (done and self.idle.keep(node_id, stream)):
+                await finish(stream, done)
 
     async def handle(self, stream: Any) -> None:
-        """Serve one inbound stream: a frame in, a frame out."""
+        """Serve one inbound stream: a frame in, a frame out, until the peer ends it."""
         node_id = NodeId(str(stream.muxed_conn.peer_id))
         done = False
         try:
-            with trio.fail_after(self._frame_s_max):
-                frame = await _read_frame(stream, self._request_bytes_max)
-            answer = await self._serve(node_id, frame)
-            with trio.fail_after(self._frame_s_max):
-                await _write_frame(stream, answer)
+            while (frame := await next_frame(stream, self._request_bytes_max, self._frame_s_max)) is not None:
+                answer = await self._serve(node_id, frame)
+                with trio.fail_after(self._frame_s_max):
+                    await write_frame(stream, answer)
             done = True
         except BadPeer as error:
             self.on_offence(node_id, str(error))
         except trio.TooSlowError:
             log.info("a request of %s took over %.0f s", node_id, self._frame_s_max)
         except STREAM_ERRORS as error:
-            log.debug("a request of %s broke off: %s", node_id, _cause(error))
+            log.debug("a request of %s broke off: %s", node_id, cause(error))
         finally:
-            await _finish(stream, done)
+            await finish(stream, done)
 
     async def accept(self, stream: Any) -> None:
         """The entry for every inbound stream: bounds them per peer and keeps libp2p's own exceptions from its host."""
         node_id = NodeId(str(stream.muxed_conn.peer_id))
         if self._streams.get(node_id, 0) >= STREAMS_PER_PEER_MAX:
             log.info("refused a stream of %s: %d are open already", node_id, STREAMS_PER_PEER_MAX)
-            await _finish(stream, done=False)
+            await finish(stream, done=False)
             return
         self._streams[node_id] = self._streams.get(node_id, 0) + 1
         try:
             await self._host._swarm_stream_handler(stream)
         except STREAM_ERRORS as error:  # the peer left in the middle of a negotiation
-            log.debug("an inbound stream of %s broke off: %s", node_id, _cause(error))
-            await _finish(stream, done=False)
+            log.debug("an inbound stream of %s broke off: %s", node_id, cause(error))
+            await finish(stream, done=False)
         except Exception:
             # Garbage where a protocol name belongs raises UnicodeDecodeError in libp2p 0.8.1, among others: a peer's
             # bytes must not end the host, so this boundary takes everything and says so.
             log.warning("an inbound stream of %s failed", node_id, exc_info=True)
-            await _finish(stream, done=False)
+            await finish(stream, done=False)
         finally:
             self._streams[node_id] -= 1
             if not self._streams[node_id]:
@@ -192,6 +196,7 @@ class _Notifee(INotifee):
     async def disconnected(self, network: Any, conn: Any) -> None:
         node_id = NodeId(str(conn.muxed_conn.peer_id))
         if not self._host.is_connected(node_id):
+            self._host.idle.forget(node_id)
             self._host.on_disconnected(node_id)
 
     async def opened_stream(self, network: Any, stream: Any) -> None:
@@ -293,7 +298,7 @@ def _inbound_handler(network: Any) -> Callable[[Any, Any, Any], Awaitable[None]]
             muxed = await network.upgrade_inbound_raw_conn(raw, multiaddr)
             await muxed.event_closed.wait()
         except STREAM_ERRORS as error:
-            log.debug("an inbound connection failed: %s", _cause(error))
+            log.debug("an inbound connection failed: %s", cause(error))
             await read_write_closer.close()
 
     return handle
@@ -329,51 +334,6 @@ async def _resolve(address: ControlAddress) -> list[Multiaddr]:
         Multiaddr(f"/{'ip6' if family == socket.AF_INET6 else 'ip4'}/{where[0]}/tcp/{address.port}")
         for family, _, _, _, where in found[:RESOLVED_ADDRESSES_MAX]
     ]
-
-
-async def _write_frame(stream: Any, data: bytes) -> None:
-    await stream.write(_LENGTH.pack(len(data)) + data)
-
-
-async def _read_frame(stream: Any, bytes_max: int) -> bytes:
-    (size,) = _LENGTH.unpack(await _read_exactly(stream, _LENGTH.size))
-    if size > bytes_max:
-        raise BadPeer(f"a frame of {size} bytes, over the limit of {bytes_max}")
-    return await _read_exactly(stream, size)
-
-
-async def _read_exactly(stream: Any, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = await stream.read(min(size - len(data), _READ_BYTES))
-        if not chunk:
-            raise OSError(f"the stream ended after {len(data)} of {size} bytes")
-        data += chunk
-    return bytes(data)
-
-
-async def _finish(stream: Any, done: bool) -> None:
-    """Close a stream whose exchange is complete, reset any other; whatever happens around it."""
-    with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S_MAX):
-        try:
-            await (stream.close() if done else stream.reset())
-        except STREAM_ERRORS as error:
-            log.debug("a stream did not close: %s", _cause(error))
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason libp2p gives; the outer ones only name layers."""
-    reasons = [getattr(inner, "strerror", None) or str(inner) for inner in _chain(error) if str(inner)]
-    return reasons[-1].rstrip(".") if reasons else type(error).__name__
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what caused it, step by step; of several causes (libp2p's MultiError, trio's groups) the first."""
-    inner: BaseException | None = error
-    while inner is not None:
-        yield inner
-        several = getattr(inner, "errors", None) or getattr(inner, "exceptions", None)
-        inner = several[0] if several else inner.__cause__
 
 
 def _ignore(_node_id: NodeId, _reason: str = "") -> None:
