@@ -2,8 +2,8 @@
 # pragma evm-version cancun
 """
 @title The member nodes
-@notice Owns which nodes belong to the network and which account operates each. Role and endpoints live in the log.
-        Asks Accounts who is enrolled and who is an admin.
+@notice Owns which nodes belong to the network and which account operates each. Role, endpoints, leases and the room
+        for shards live in the log. Asks Accounts who is enrolled and who is an admin.
 @dev That a node holds the key behind its node_id cannot be proved here (the EVM has no Ed25519): peers prove it to
      one another when they connect. An admin can remove a node that was registered in another's name.
 """
@@ -25,6 +25,10 @@ event NodeJoined:
 
 event NodeLeft:
     node_id: String[64]
+
+event LeaseRenewed:
+    node_id: String[64]
+    room: uint64
 
 accounts: public(immutable(address))
 
@@ -72,6 +76,20 @@ def leave(node_id: String[64]):
     self.operator_of[node_id] = empty(address)
     self.node_count[operator] -= 1
     log NodeLeft(node_id=node_id)
+
+
+@external
+def renew(node_id: String[64], room: uint64):
+    """
+    @notice Say that a node is there: what it announced stands for another lease, whose length the genesis config has.
+            By its operator.
+    @param room How many bytes of shards it would take beyond those it holds.
+    """
+    operator: address = self.operator_of[node_id]
+    assert operator != empty(address), "unknown node"
+    assert operator == msg.sender, "sender is not the node's operator"
+    assert staticcall Accounts(accounts).is_enrolled(msg.sender), "sender is not enrolled"
+    log LeaseRenewed(node_id=node_id, room=room)
 
 
 @external

@@ -225,6 +225,15 @@ class LeaveNode(_Call, frozen=True):
     node_id: NodeId
 
 
+class RenewLease(_Call, frozen=True):
+    """Say that a node is there, with room for so many more bytes of shards. By its operator, enrolled."""
+
+    contract = "Members"
+    function = "renew"
+    node_id: NodeId
+    room: int
+
+
 # Shards
 
 
@@ -289,6 +298,7 @@ Call = (
     | SetCoreModel
     | JoinNode
     | LeaveNode
+    | RenewLease
     | AnnounceShards
     | WithdrawShards
     | AddMirror

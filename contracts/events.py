@@ -154,6 +154,13 @@ class NodeLeft(msgspec.Struct, frozen=True, tag=True):
     node_id: NodeId
 
 
+class LeaseRenewed(msgspec.Struct, frozen=True, tag=True):
+    """A node is there, and would take `room` more bytes of shards: what it announced stands for another lease."""
+
+    node_id: NodeId
+    room: int
+
+
 # Shards
 
 
@@ -210,6 +217,7 @@ ContractEvent = (
     | CoreModelSet
     | NodeJoined
     | NodeLeft
+    | LeaseRenewed
     | ShardsAnnounced
     | ShardsWithdrawn
     | MirrorAdded

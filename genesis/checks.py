@@ -34,6 +34,10 @@ MODELS_MAX: Final = 100
 CATALOGUE_MAX: Final = 1_000
 SHARD_SIZE_MAX: Final = 64 << 30
 REDUNDANCY_MAX: Final = 64
+LEASE_S_MIN: Final = 4
+"""Blocks bear whole seconds, and a lease is renewed halfway."""
+
+LEASE_S_MAX: Final = 366 * 24 * 3600
 TEXT_LENGTH_MAX: Final = 200
 """Characters of a title or a source."""
 
@@ -133,6 +137,7 @@ def _check_accounts(config: GenesisConfig) -> None:
 def _check_shards(config: GenesisConfig) -> None:
     _require_shard_size(config.shards.size, "shards.size")
     _require_range(config.shards.redundancy, 1, REDUNDANCY_MAX, "shards.redundancy")
+    _require_range(config.shards.lease_s, LEASE_S_MIN, LEASE_S_MAX, "shards.lease_s")
 
 
 def _require_shard_size(size: int, key: str) -> None:

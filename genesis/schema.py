@@ -16,6 +16,7 @@ PERIOD_S_DEFAULT: Final = 1
 CHECK_PERIOD_S_DEFAULT: Final = 24 * 3600
 GAS_LIMIT_DEFAULT: Final = 60_000_000
 REDUNDANCY_DEFAULT: Final = 3
+LEASE_S_DEFAULT: Final = 2 * 3600
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,10 +46,12 @@ class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Shards(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How models are cut and how many copies of each shard are kept."""
+    """How models are cut and how many copies of each shard are kept. A node that has not renewed its lease for
+    `lease_s` counts as gone, and its copies with it."""
 
     size: int = SHARD_SIZE_DEFAULT
     redundancy: int = REDUNDANCY_DEFAULT
+    lease_s: int = LEASE_S_DEFAULT
 
 
 class GenesisModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

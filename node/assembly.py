@@ -24,6 +24,7 @@ from ledger.wallet import Wallet
 from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine, EngineSettings
+from node.leases import Leases
 from node.loading import Loading
 from node.network.addresses import (
     ControlAddress,
@@ -46,6 +47,7 @@ from node.replay import Replay
 from node.replication import Replication, peer_sources
 from node.rpc.server import RpcServer
 from node.service import Service, Steps
+from node.share import Share
 from node.storage.store import ShardStore
 
 log = logging.getLogger(__name__)
@@ -121,10 +123,10 @@ async def assemble(
     nursery.start_soon(replay.run)
     store = ShardStore(directory.store, config.storage.disk_budget)
     wallet = Wallet(operator, ledger)
+    shards = ledger.config.shards
     replication = Replication(
-        identity.node_id,
         config.node.role,
-        ledger.config.shards.redundancy,
+        Share(identity.node_id, shards.redundancy, Leases(shards.lease_s), shards.size),
         replay,
         store,
         Fetcher(
@@ -202,7 +204,7 @@ async def _serve_pieces(
         is_member=lambda node_id: node_id in replay.state.members.members,
         listen_host=config.network.listen,
         listen_port=config.network.data_port,
-        on_damage=lambda shard_hash, index: token.run_sync_soon(replication.note_damage, shard_hash),
+        on_damage=lambda shard_hash, index: token.run_sync_soon(replication.scrubbing.note_damage, shard_hash),
         on_asked=lambda shard_hash, node_id: token.run_sync_soon(replication.fetcher.hear_of, shard_hash, node_id),
         coming=replication.fetcher.coming,
         limits=DataLimits(

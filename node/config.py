@@ -89,6 +89,8 @@ class StorageSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of shards kept at most."""
     scrub_interval_s: float = 86_400.0
     """Every held shard is hashed again this often."""
+    scrub_rate: int = 50_000_000
+    """Bytes of them a second, at most."""
 
 
 class InferenceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -168,6 +170,8 @@ fast_blocks = 1_024
 disk_budget = 500_000_000_000
 # Every held shard is hashed again this often (seconds).
 scrub_interval_s = 86_400.0
+# Bytes of them a second, at most; 0: no limit.
+scrub_rate = 50_000_000
 
 [inference]
 # Bytes of loaded models at most. Recommended: basic 8 GB, pro 16 GB, worker 32 GB and more.
@@ -318,6 +322,7 @@ def _check(path: Path, config: Config) -> None:
     for name, rate in {
         "network.upload_rate": config.network.upload_rate,
         "network.download_rate": config.network.download_rate,
+        "storage.scrub_rate": config.storage.scrub_rate,
     }.items():
         if rate != 0 and rate < RATE_MIN:
             raise BadInput(f"{path}: {name} is {rate}, it must be {RATE_MIN} bytes a second or more, or 0 for no limit")

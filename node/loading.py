@@ -127,7 +127,7 @@ class Loading:
             load.state = "fetching"
             manifest = await self._replication.hold_all(load.model, load.progress)
             load.state = "verifying"
-            if not any(result.bad_pieces for result in await self._replication.prove(load.model)):
+            if not any(result.bad_pieces for result in await self._replication.scrubbing.prove(load.model)):
                 return manifest
         raise Busy(
             f"shards of {engine_key(load.model)} were damaged on this disk again after {REPAIRS_MAX} repairs: "

@@ -17,17 +17,31 @@ class Member(msgspec.Struct, frozen=True):
     operator: Address
     role: str
     endpoints: tuple[str, ...]
+    seen_at: int
+    """The time of the block with its newest lease."""
+    room: int | None = None
+    """Bytes of shards that it would take beyond those it holds; None until it has said."""
+
+    def is_live(self, now: int, lease_s: int) -> bool:
+        return now < self.seen_at + lease_s
 
 
 class Members(msgspec.Struct, frozen=True):
     members: Map[NodeId, Member] = Map()
 
 
-def apply(state: Members, event: events.ContractEvent) -> Members:
+def apply(state: Members, event: events.ContractEvent, time: int) -> Members:
+    """The state after one event of a block of this time."""
     match event:
         case events.NodeJoined():
-            member = Member(NodeId(event.node_id), event.operator, event.role, tuple(event.endpoints))
+            member = Member(NodeId(event.node_id), event.operator, event.role, tuple(event.endpoints), time)
+            if (before := state.members.get(member.node_id)) is not None:
+                member = msgspec.structs.replace(member, room=before.room)
             return Members(state.members.set(member.node_id, member))
+        case events.LeaseRenewed():
+            member = state.members[NodeId(event.node_id)]
+            renewed = msgspec.structs.replace(member, seen_at=time, room=event.room)
+            return Members(state.members.set(member.node_id, renewed))
         case events.NodeLeft():
             return Members(state.members.delete(NodeId(event.node_id)))
         case _:

@@ -1,21 +1,23 @@
-"""What this node should hold, made true again and again: fetch what is missing, announce what is held, repair, scrub.
+"""What this node should hold, made true again and again: fetch what is missing, repair, announce what is held.
 
 Two loops, each comparing the ledger's state with the store and acting on the difference: one fetches and repairs, the
-other announces and withdraws, so that a ledger which stands still keeps no shard from being repaired. Both run after
-every block, whenever `wake` is called, and again after a pause when something failed. Knows no engine and no RPC.
+other announces, withdraws and renews the lease, so that a ledger which stands still keeps no shard from being repaired.
+Both run after every block, whenever `wake` is called, when a member's lease is over, and again after a pause when
+something failed. Knows no engine and no RPC.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import operator
+import math
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
 
-from contracts.calls import AnnounceShards, Call, WithdrawShards
+from contracts.calls import AnnounceShards, Call, RenewLease, WithdrawShards
 from contracts.errors import BadInput, Conflict, NoSpace, NotFound, Refused
 from contracts.types import NodeId, ShardHash
 from ledger.answers import Receipt
@@ -25,13 +27,11 @@ from node.network.addresses import parse_endpoints
 from node.network.fetching.fetcher import Fetcher
 from node.network.fetching.progress import FetchProgress
 from node.network.sources import PeerSource, Source, web_source
-from node.placement import keepers
-from node.registry import Model, Registry
+from node.registry import Model
 from node.replay import Replay
-from node.shard_index import ShardIndex
-from node.state import State
-from node.storage.manifest import Manifest, ManifestShard, check_registered
-from node.storage.scrub import scrub_shard
+from node.scrubbing import Scrubbing
+from node.share import Share
+from node.storage.manifest import Manifest, check_registered
 from node.storage.store import ShardStore
 
 RETRY_S = 5.0
@@ -40,20 +40,7 @@ RETRY_S = 5.0
 SENDS_MAX = 3
 """Attempts at a transaction whose nonce another use of the operator's key took meanwhile."""
 
-FileMark = tuple[int, int, int]
-"""Inode, size and time of change: what a file has to keep to count as the one that was hashed."""
-
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ScrubResult:
-    """What hashing one held shard again found."""
-
-    model: Model
-    shard_index: int
-    pieces_checked: int
-    bad_pieces: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,48 +51,41 @@ class ReplicationStatistics:
     failures: tuple[str, ...]
     """What the newest passes could not do, a line each."""
     pieces_damaged: int
+    shards_short: int
+    """Of the whole network: those with fewer copies on nodes that are there than there should be."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Replication:
-    node_id: NodeId
     role: str
-    redundancy: int
+    share: Share
     replay: Replay
     store: ShardStore
     fetcher: Fetcher
     wallet: Wallet
+    clock: Callable[[], float] = time.time
     _woken: trio.Event = field(default_factory=trio.Event)
     _announcing: trio.Lock = field(default_factory=trio.Lock)
-    _damaged: set[ShardHash] = field(default_factory=set)
     _given_up: frozenset[ShardHash] = frozenset()
     """What the last pass could not get: only such a shard's announcement is withdrawn, not that of one in repair."""
-    _proved: dict[ShardHash, FileMark] = field(default_factory=dict)
-    """Shards hashed since this node started."""
     _failures: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _pieces_damaged: int = 0
-    _ours: tuple[tuple[Registry, Members, ShardIndex], list[tuple[Model, int]]] | None = None
-    """The last answer of `wanted`, with what it was made of: most blocks change none of that."""
+    _leaving: set[ShardHash] = field(default_factory=set)
+    """What is being given up: held, and not to be announced."""
+    _short: int = 0
+    _renewed_at: float = -math.inf
+
+    def __post_init__(self) -> None:
+        self.scrubbing = Scrubbing(self.replay, self.store, self.manifest, self.wake)
+
+    @property
+    def node_id(self) -> NodeId:
+        return self.share.node_id
 
     # What should be here
 
-    def wanted(self, state: State) -> list[tuple[Model, int]]:
+    def wanted(self) -> list[tuple[Model, int]]:
         """Every shard this node should hold unasked: its share, and what it has announced."""
-        parts = state.registry, state.members, state.shards
-        if self._ours is not None and all(map(operator.is_, self._ours[0], parts)):
-            return self._ours[1]
-        replicates = self.role in REPLICATING_ROLES
-        members = tuple(state.members.members.values())
-        found = [
-            (model, index)
-            for model in state.registry.models.values()
-            if not model.retired
-            for index, shard_hash in enumerate(model.shard_hashes)
-            if self.node_id in state.shards.holders_of(model.key, index)
-            or (replicates and self.node_id in keepers(shard_hash, members, self.redundancy))
-        ]
-        self._ours = (parts, found)
-        return found
+        return self.share.wanted(self.replay.state, trio.current_time())
 
     def sources(self, model: Model, index: int) -> list[Source]:
         """Where else a shard is held: each address of every other member that announced it, and the model's mirrors."""
@@ -120,10 +100,15 @@ class Replication:
         return found
 
     def statistics(self) -> ReplicationStatistics:
-        wanted = self.wanted(self.replay.state)
+        wanted = self.wanted()
         held = sum(self.store.held(model.shard_hashes[index]) for model, index in wanted)
         failures = tuple(failure for of_loop in self._failures.values() for failure in of_loop)
-        return ReplicationStatistics(len(wanted), held, failures, self._pieces_damaged)
+        short = len(self.share.short(self.replay.state, trio.current_time()))
+        return ReplicationStatistics(len(wanted), held, failures, self.scrubbing.pieces_damaged, short)
+
+    def live(self) -> frozenset[NodeId]:
+        """The members that are there."""
+        return self.share.live(self.replay.state, trio.current_time())
 
     # The loops
 
@@ -144,8 +129,13 @@ class Replication:
             number, woken = self.replay.number, self._woken
             failures = await act()
             on_pass()
-            with trio.move_on_after(RETRY_S if failures else float("inf")):
+            with trio.move_on_after(min(RETRY_S if failures else math.inf, self._next_s())):
                 await self._changed(number, woken)
+
+    def _next_s(self) -> float:
+        """Seconds until there is something to do though nothing changed: somebody's lease is over, or ours is due."""
+        moment = trio.current_time()
+        return min(self.share.leases.next_change(moment) - moment, self._renewal_due_s())
 
     async def _changed(self, number: int, woken: trio.Event) -> None:
         """Return once the ledger moved on or somebody woke us."""
@@ -166,12 +156,21 @@ class Replication:
         with trio.move_on_after(RETRY_S):
             await self._changed(self.replay.number, self._woken)
 
+    def _warn(self) -> None:
+        """Say in the log when the network comes to have too few copies, and when it has enough again."""
+        short = len(self.share.short(self.replay.state, trio.current_time()))
+        if short != self._short:
+            level = logging.WARNING if short > self._short else logging.INFO
+            log.log(level, "%d shards have fewer than %d copies on nodes that are there", short, self.share.redundancy)
+            self._short = short
+
     # Fetching
 
     async def fetch_share(self) -> tuple[str, ...]:
         """One pass: repair what is known to be damaged, fetch what is missing of this node's share; the failures."""
-        failures = await self._scrub_damaged()
-        wanted = self.wanted(self.replay.state)
+        self._warn()
+        failures = await self.scrubbing.scrub_damaged()
+        wanted = self.wanted()
         for model in {model.key: model for model, _ in wanted}.values():
             indices = [index for other, index in wanted if other.key == model.key]
             try:
@@ -231,15 +230,19 @@ class Replication:
         shard = manifest.shards[index]
         report = functools.partial(progress.report, index)
         await self.fetcher.fetch_shard(shard, self.sources(model, index), report)
-        self._note_proved(shard.sha256, self._mark(shard.sha256))
+        self.scrubbing.note_whole(shard.sha256)
         log.info("shard %d of %s is whole", index, model.model_id)
         self.wake()
 
     # Announcing
 
     async def announce_all(self) -> tuple[str, ...]:
-        """One pass over every model; the failures."""
+        """One pass over the lease and every model; the failures."""
         failures = []
+        try:
+            await self._renew()
+        except Refused as error:
+            failures.append(f"that this node is there: {error}")
         for model in self.replay.state.registry.models.values():
             try:
                 await self.announce(model)
@@ -254,7 +257,7 @@ class Replication:
                 return
             hashes = model.shard_hashes
             announced = self.replay.state.shards.announced_by(self.node_id, model.key)
-            held = {i for i in range(model.shard_count) if self.store.held(hashes[i])}
+            held = {i for i, h in enumerate(hashes) if self.store.held(h) and h not in self._leaving}
             lost = tuple(i for i in sorted(announced - held) if model.retired or hashes[i] in self._given_up)
             if (new := tuple(sorted(held - announced))) and not model.retired:
                 await self.send(AnnounceShards(self.node_id, model.model_id, model.version, new))
@@ -262,6 +265,76 @@ class Replication:
             if lost:
                 await self.send(WithdrawShards(self.node_id, model.model_id, model.version, lost))
                 log.warning("withdrew %d shards of %s that are not held any more", len(lost), model.model_id)
+
+    def _renewal_due_s(self) -> float:
+        """Seconds until this node's lease is to be renewed; infinity when nothing depends on it."""
+        state = self.replay.state
+        own = state.members.members.get(self.node_id)
+        if own is None or not (self.role in REPLICATING_ROLES or state.shards.announces(self.node_id)):
+            return math.inf
+        leases = self.share.leases
+        # Whatever the clocks say: not again before this.
+        pause_s = max(0.0, self._renewed_at + leases.grace_s - trio.current_time())
+        if own.room is None or self.share.has_room(own.room) != self.share.has_room(self.store.room_bytes()):
+            return pause_s
+        return max(pause_s, leases.renewal_due(own.seen_at, max(self.clock(), state.time)))
+
+    async def _renew(self) -> None:
+        if self._renewal_due_s() == 0:
+            await self.send(RenewLease(self.node_id, self.store.room_bytes()))
+            self._renewed_at = trio.current_time()
+
+    # Freeing
+
+    async def free(self, size_bytes: int, keeps: Callable[[Model], bool]) -> list[tuple[Model, int]]:
+        """Give up held shards that others should hold and do, each on as many nodes as there should be copies, until so
+        many bytes are free; those given up, which may be fewer. None of a model that `keeps` names."""
+        dropped: list[tuple[Model, int]] = []
+        spare = self._spare(set(self.store.held_shards()), keeps)
+        for model in self.replay.state.registry.models.values():
+            chosen = []
+            for index, shard_hash in enumerate(model.shard_hashes):
+                if size_bytes > 0 and shard_hash in spare:
+                    chosen.append(index)
+                    spare.discard(shard_hash)  # another model may have it too
+                    size_bytes -= model.size_of_shard(index)
+            if chosen:
+                dropped += await self._drop(model, chosen)
+        return dropped
+
+    def _spare(self, hashes: set[ShardHash], keeps: Callable[[Model], bool] = lambda model: False) -> set[ShardHash]:
+        """Those of these shards that may be given up in every model that has them, and are in one at least."""
+        state, moment = self.replay.state, trio.current_time()
+        known, needed = set(), set()
+        for model in state.registry.models.values():
+            for index, shard_hash in enumerate(model.shard_hashes):
+                if shard_hash in hashes:
+                    known.add(shard_hash)
+                    if keeps(model) or not self.share.is_spare(state, model, index, moment):
+                        needed.add(shard_hash)
+        return known - needed
+
+    async def _drop(self, model: Model, indices: list[int]) -> list[tuple[Model, int]]:
+        """Withdraw shards, then look again: of two nodes that give one up, the ledger has one first; the other finds a
+        copy too few and announces its own again."""
+        hashes = {model.shard_hashes[index] for index in indices}
+        dropped = []
+        async with self._announcing:
+            self._leaving |= hashes
+            try:
+                announced = self.replay.state.shards.announced_by(self.node_id, model.key)
+                if withdrawn := tuple(index for index in indices if index in announced):
+                    await self.send(WithdrawShards(self.node_id, model.model_id, model.version, withdrawn))
+                spare = self._spare(hashes)
+                for index in indices:
+                    if model.shard_hashes[index] in spare:
+                        await trio.to_thread.run_sync(self.store.remove, model.shard_hashes[index])
+                        log.info("gave up shard %d of %s: enough others have it", index, model.model_id)
+                        dropped.append((model, index))
+            finally:
+                self._leaving -= hashes
+                self.wake()
+        return dropped
 
     async def send(self, call: Call) -> Receipt:
         """Send a transaction of the operator's and return once `replay` has it. Its key may be in use elsewhere too, by
@@ -275,97 +348,6 @@ class Replication:
                     raise
         await self.replay.wait_change(receipt.block_number - 1)
         return receipt
-
-    # Scrubbing
-
-    async def scrub(
-        self, of_model: Callable[[Model], bool] = lambda model: True, unproved_only: bool = False
-    ) -> list[ScrubResult]:
-        """Hash the held shards of registered models again; a damaged one is held no more and its pieces are fetched
-        anew by the next pass. Everything is looked at before the first failure is raised."""
-        results: list[ScrubResult] = []
-        failures: list[Refused] = []
-        for model in self.replay.state.registry.models.values():
-            if not of_model(model) or not self.store.has_manifest(model.manifest_hash):
-                continue
-            try:
-                manifest = await self.manifest(model)
-                for index, shard in enumerate(manifest.shards):
-                    if not (unproved_only and self._is_proved(shard.sha256)):
-                        results += await self._scrub_shard(model, index, shard)
-            except Refused as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
-        return results
-
-    async def prove(self, model: Model) -> list[ScrubResult]:
-        """Hash those shards of `model` that this node has not hashed since it started."""
-        return await self.scrub(lambda other: other.key == model.key, unproved_only=True)
-
-    async def _scrub_shard(self, model: Model, index: int, shard: ManifestShard) -> list[ScrubResult]:
-        mark = self._mark(shard.sha256)
-        try:
-            bad = await trio.to_thread.run_sync(scrub_shard, self.store, shard)
-        except NotFound:  # not held, or another scrub was faster in taking it out of service
-            return []
-        if bad:
-            log.warning(
-                "shard %d of %s is damaged in %d pieces: not served any more, fetching them again",
-                index,
-                model.model_id,
-                len(bad),
-            )
-            self._proved.pop(shard.sha256, None)
-            self._pieces_damaged += len(bad)
-            self.wake()
-        else:
-            self._note_proved(shard.sha256, mark)
-        return [ScrubResult(model, index, shard.piece_count, bad)]
-
-    def note_damage(self, shard_hash: ShardHash) -> None:
-        """A piece of this held shard turned out wrong when it was about to be served: scrub it in the next pass."""
-        self._damaged.add(shard_hash)
-        self.wake()
-
-    async def _scrub_damaged(self) -> list[str]:
-        failures, noted, self._damaged = [], self._damaged, set()
-        for shard_hash in noted:
-            for model in self.replay.state.registry.models.values():
-                if shard_hash not in model.shard_hashes:
-                    continue
-                try:
-                    manifest = await self.manifest(model)
-                    index = model.shard_hashes.index(shard_hash)
-                    await self._scrub_shard(model, index, manifest.shards[index])
-                except Refused as error:
-                    failures.append(f"a damaged shard of {model.model_id}: {error}")
-                    self._damaged.add(shard_hash)
-                break
-        return failures
-
-    async def run_scrub(self, interval_s: float) -> None:
-        """Scrub everything once an interval, for as long as it runs."""
-        while True:
-            await trio.sleep(interval_s)
-            try:
-                await self.scrub()
-            except Refused as error:
-                log.warning("scrubbing the shards: %s", error)
-
-    def _mark(self, shard_hash: ShardHash) -> FileMark | None:
-        try:
-            found = self.store.path(shard_hash).stat()
-        except (NotFound, FileNotFoundError):
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
-
-    def _note_proved(self, shard_hash: ShardHash, mark: FileMark | None) -> None:
-        if mark is not None:
-            self._proved[shard_hash] = mark
-
-    def _is_proved(self, shard_hash: ShardHash) -> bool:
-        return self._proved.get(shard_hash) == self._mark(shard_hash)
 
 
 def peer_sources(members: Members, node_id: NodeId) -> list[PeerSource]:

@@ -143,13 +143,13 @@ class Service:
         return views.catalogue(self._state, self.ledger.config)
 
     def shards(self, model_id: ModelId, version: Version) -> tuple[values.ShardInfo, ...]:
-        return views.shard_infos(self._state, self._state.registry.models[model_id, version])
+        return views.shard_infos(self._state, self._state.registry.models[model_id, version], self.replication.live())
 
     def authorities(self) -> tuple[values.AuthorityInfo, ...]:
         return views.authority_infos(self.ledger)
 
     def members(self) -> tuple[values.MemberInfo, ...]:
-        return views.member_infos(self._state)
+        return views.member_infos(self._state, self.replication.live())
 
     def account(self, account: Address) -> values.AccountInfo:
         return views.account_info(self.ledger, self._state, account, time.time())
@@ -193,6 +193,7 @@ class Service:
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
+            shards_short=self.replication.statistics().shards_short,
             fetching=fetched,
             state_alarms=self.agreement.alarms(),
             consensus=self.consensus.statistics(),
@@ -320,7 +321,7 @@ class Service:
         return await self.loading.unload(self._state.registry.models[model_id, version])
 
     async def verify_shards(self, model_id: ModelId | None) -> tuple[values.ShardCheck, ...]:
-        results = await self.replication.scrub(lambda model: model_id in {None, model.model_id})
+        results = await self.replication.scrubbing.scrub(lambda model: model_id in {None, model.model_id})
         return tuple(
             values.ShardCheck(
                 result.model.shard_hashes[result.shard_index],
@@ -331,6 +332,20 @@ class Service:
                 result.bad_pieces,
             )
             for result in results
+        )
+
+    async def free_space(self, size: int) -> tuple[values.FreedShard, ...]:
+        core = self.core_model()
+
+        def keeps(model: Model) -> bool:
+            is_in_use = self.loading.state(model).state not in {"absent", "failed"}
+            return is_in_use or (core is not None and core[0] == model.model_id)
+
+        return tuple(
+            values.FreedShard(
+                model.model_id, model.version, index, model.shard_hashes[index], model.size_of_shard(index)
+            )
+            for model, index in await self.replication.free(size, keeps)
         )
 
     async def chat(

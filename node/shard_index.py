@@ -35,6 +35,10 @@ class ShardIndex(msgspec.Struct, frozen=True):
         """The indices of the model's shards that a node holds."""
         return self.announced.get(key, _NO_NODES).get(node_id, _NO_SHARDS)
 
+    def announces(self, node_id: NodeId) -> bool:
+        """Whether a node has announced anything."""
+        return any(node_id in nodes for nodes in self.announced.values())
+
     def holders_of(self, key: ModelKey, shard_index: int) -> frozenset[NodeId]:
         nodes = self.announced.get(key, _NO_NODES)
         return frozenset(node_id for node_id, shards in nodes.items() if shard_index in shards)

@@ -76,7 +76,8 @@ class Sequence:
             await self._catch_up()
         with steps.running("join the network"):
             await self._join()
-        self.nursery.start_soon(self.replication.run_scrub, self.config.storage.scrub_interval_s)
+        storage = self.config.storage
+        self.nursery.start_soon(self.replication.scrubbing.run, storage.scrub_interval_s, storage.scrub_rate)
         if self.config.node.role == "worker":
             await self._preload_core()
         else:
@@ -153,7 +154,8 @@ class Sequence:
     def _show_share(self) -> None:
         now = self.replication.statistics()
         state: StepState = "failed" if now.failures else "done" if now.shards_held == now.shards_wanted else "running"
-        detail = "; ".join((f"{now.shards_held} of {now.shards_wanted} held", *now.failures))
+        short = (f"{now.shards_short} of the network have too few copies",) if now.shards_short else ()
+        detail = "; ".join((f"{now.shards_held} of {now.shards_wanted} held", *short, *now.failures))
         self.service.steps.set("fetch missing shards", state, detail)
 
     async def _insist(self, attempt: Callable[[], Awaitable[None]]) -> None:
@@ -185,7 +187,7 @@ class Sequence:
 
     async def _verify_held(self) -> None:
         with self.service.steps.running("verify SHA-256"):
-            checked = await self.replication.scrub()
+            checked = await self.replication.scrubbing.scrub()
             whole = sum(not result.bad_pieces for result in checked)
             self.service.steps.note("verify SHA-256", f"{whole} of the {len(checked)} shards found here are whole")
 
@@ -246,7 +248,7 @@ class Sequence:
             steps.note("locate its shards", f"{places} locations on other nodes")
         with steps.running("verify SHA-256"):
             # What is fetched is proved as it arrives; here it is what lay on the disk before.
-            await replication.prove(model)
+            await replication.scrubbing.prove(model)
         with steps.running("fetch missing shards"):
             here = sum(replication.store.held(shard_hash) for shard_hash in model.shard_hashes)
             await replication.hold_all(model, FetchProgress())

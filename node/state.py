@@ -26,13 +26,16 @@ class State(msgspec.Struct, frozen=True):
     tiers: Tiers = Tiers()
     members: Members = Members()
     shards: ShardIndex = ShardIndex()
+    time: int = 0
+    """Of the newest block: all the time that the ledger knows, in Unix seconds."""
 
 
 def apply(state: State, event: ContractEvent, transaction_hash: TransactionHash) -> State:
     """The state after one event: each goes to the projections it concerns, the most frequent first."""
     match event:
         case events.ShardsAnnounced() | events.ShardsWithdrawn() | events.MirrorAdded() | events.MirrorRemoved():
-            return State(state.registry, state.tiers, state.members, shard_index.apply(state.shards, event))
+            shards = shard_index.apply(state.shards, event)
+            return State(state.registry, state.tiers, state.members, shards, state.time)
         case (
             events.TierChecked()
             | events.TierGranted()
@@ -41,12 +44,13 @@ def apply(state: State, event: ContractEvent, transaction_hash: TransactionHash)
             | events.CheckPeriodSet()
         ):
             held = tiers.apply(state.tiers, event, transaction_hash)
-            return State(state.registry, held, state.members, state.shards)
+            return State(state.registry, held, state.members, state.shards, state.time)
         case events.ModelRegistered() | events.ModelRetired() | events.CoreModelSet():
-            return State(registry.apply(state.registry, event), state.tiers, state.members, state.shards)
-        case events.NodeJoined() | events.NodeLeft():
-            shards = shard_index.apply(state.shards, event)
-            return State(state.registry, state.tiers, members.apply(state.members, event), shards)
+            models = registry.apply(state.registry, event)
+            return State(models, state.tiers, state.members, state.shards, state.time)
+        case events.NodeJoined() | events.LeaseRenewed() | events.NodeLeft():
+            found, shards = members.apply(state.members, event, state.time), shard_index.apply(state.shards, event)
+            return State(state.registry, state.tiers, found, shards, state.time)
         case (
             events.Enrolled()
             | events.Expelled()
@@ -61,6 +65,7 @@ def apply(state: State, event: ContractEvent, transaction_hash: TransactionHash)
 def fold(state: State, records: Iterable[BlockRecord]) -> State:
     """The state after the blocks of `records`, which continue where `state` ends."""
     for record in records:
+        state = State(state.registry, state.tiers, state.members, state.shards, record.timestamp)
         for transaction in record.transactions:
             for event in transaction.events:
                 state = apply(state, event, TransactionHash(transaction.hash))
@@ -80,9 +85,10 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     members: list[Member]
     announced: list[tuple[ModelKey, list[tuple[NodeId, list[int]]]]]
     mirrors: list[tuple[ModelKey, list[Mirror]]]
+    time: int
 
 
-SNAPSHOT_FORMAT = "aigen state 2"
+SNAPSHOT_FORMAT = "aigen state 3"
 """Raise the number when the layout changes, or what a projection folds an event into."""
 
 _decoder = msgspec.msgpack.Decoder(_Snapshot)
@@ -103,6 +109,7 @@ def encode(state: State) -> bytes:
             members=_members(state.members.members),
             announced=[(key, _nodes(state.shards.announced[key])) for key in sorted(state.shards.announced)],
             mirrors=_mirrors(state.shards.mirrors),
+            time=state.time,
         )
     )
 
@@ -132,6 +139,7 @@ def parts(state: State) -> Iterator[Part]:
     for key in sorted(state.shards.announced):
         yield Part(("announced", *key), state.shards.announced[key], _nodes)
     yield Part(("mirrors",), state.shards.mirrors, _mirrors)
+    yield Part(("time",), state.time, _itself)
 
 
 _first = operator.itemgetter(0)
@@ -191,4 +199,5 @@ def decode(data: bytes) -> State:
         ),
         members=Members(Map((member.node_id, member) for member in plain.members)),
         shards=ShardIndex(Map(announced), Map((key, frozenset(mirrors)) for key, mirrors in plain.mirrors)),
+        time=plain.time,
     )

@@ -57,13 +57,13 @@ def catalogue(state: State, config: GenesisConfig) -> tuple[values.CatalogueEntr
     )
 
 
-def shard_infos(state: State, model: Model) -> tuple[values.ShardInfo, ...]:
-    """The shards of a model in order, each with its holders and the model's mirrors."""
+def shard_infos(state: State, model: Model, live: frozenset[NodeId]) -> tuple[values.ShardInfo, ...]:
+    """The shards of a model in order, each with its holders and the model's mirrors. `live`: who is there."""
     mirrors = sorted(state.shards.mirrors.get(model.key, frozenset()))
     mirrored = tuple(
         values.Location(None, msgspec.convert(mirror.backend, values.Backend), mirror.uri) for mirror in mirrors
     )
-    return tuple(_shard_info(state, model, index, mirrored) for index in range(model.shard_count))
+    return tuple(_shard_info(state, model, index, live, mirrored) for index in range(model.shard_count))
 
 
 def _data_endpoint(member: Member) -> str:
@@ -71,12 +71,13 @@ def _data_endpoint(member: Member) -> str:
     return next((endpoint for endpoint in member.endpoints if endpoint.startswith(f"{DATA_SCHEME}:")), "")
 
 
-def _shard_info(state: State, model: Model, index: int, mirrored: tuple[values.Location, ...]) -> values.ShardInfo:
+def _shard_info(
+    state: State, model: Model, index: int, live: frozenset[NodeId], mirrored: tuple[values.Location, ...]
+) -> values.ShardInfo:
     members = state.members.members
+    holders = [node_id for node_id in sorted(state.shards.holders_of(model.key, index)) if node_id in members]
     peers = tuple(
-        values.Location(node_id, "peer", _data_endpoint(members[node_id]))
-        for node_id in sorted(state.shards.holders_of(model.key, index))
-        if node_id in members
+        values.Location(node_id, "peer", _data_endpoint(members[node_id])) for node_id in holders if node_id in live
     )
     return values.ShardInfo(
         shard_index=index,
@@ -85,15 +86,18 @@ def _shard_info(state: State, model: Model, index: int, mirrored: tuple[values.L
         size=model.size_of_shard(index),
         copies=len(peers),
         locations=peers + mirrored,
+        silent=tuple(node_id for node_id in holders if node_id not in live),
     )
 
 
-def member_infos(state: State) -> tuple[values.MemberInfo, ...]:
+def member_infos(state: State, live: frozenset[NodeId]) -> tuple[values.MemberInfo, ...]:
     announced: Counter[NodeId] = Counter()
     for nodes in state.shards.announced.values():
         announced.update({node_id: len(shards) for node_id, shards in nodes.items()})
     return tuple(
-        values.MemberInfo(m.node_id, m.operator, m.role, m.endpoints, announced[m.node_id])
+        values.MemberInfo(
+            m.node_id, m.operator, m.role, m.endpoints, announced[m.node_id], m.seen_at, m.room, m.node_id in live
+        )
         for m in sorted(state.members.members.values(), key=lambda member: member.node_id)
     )
 
@@ -136,6 +140,7 @@ def chain_info(ledger: Ledger, state: State) -> values.ChainInfo:
         gas_limit=config.network.gas_limit,
         shard_size=config.shards.size,
         redundancy=config.shards.redundancy,
+        lease_s=config.shards.lease_s,
         check_period_s=state.tiers.check_period_s,
         admins=tuple(sorted(ledger.admins)),
         authorities=tuple(sorted(ledger.authorities)),

@@ -30,10 +30,11 @@ def list_nodes(rpc_url: str, token: str | None, as_json: bool) -> None:
             row["shards_announced"],
             common.short(row["operator"]),
             next(iter(row["endpoints"]), None),
+            "yes" if row["live"] else "silent",
         )
         for row in members
     ]
-    common.show_table(("node", "role", "shards", "operator", "endpoint"), rows)
+    common.show_table(("node", "role", "shards", "operator", "endpoint", "there"), rows)
 
 
 @click.group()
@@ -58,12 +59,43 @@ def list_shards(model_id: str, version: str | None, rpc_url: str, token: str | N
             row["shard_index"],
             common.size(row["size"]),
             f"{row['copies']} of {answer['redundancy']}",
+            _health(row, answer["redundancy"]),
             ", ".join(common.short(location["node_id"] or location["uri"]) for location in row["locations"]),
             row["shard_hash"],
         )
         for row in answer["shards"]
     ]
-    common.show_table(("shard", "size", "copies", "holders", "SHA-256"), rows)
+    common.show_table(("shard", "size", "copies", "health", "holders", "SHA-256"), rows)
+
+
+def _health(row: dict[str, Any], redundancy: int) -> str:
+    """What the network has of a shard; and which of its holders have not been heard of for a lease."""
+    if row["copies"] >= redundancy:
+        found = "good"
+    elif row["copies"]:
+        found = f"{redundancy - row['copies']} short"
+    else:
+        found = "only mirrors" if row["locations"] else "nobody has it"
+    return f"{found}, {len(row['silent'])} silent" if row["silent"] else found
+
+
+@shard.command("free")
+@click.argument("size", type=click.IntRange(min=1))
+@common.rpc_options
+@common.json_option
+def free(size: int, rpc_url: str, token: str | None, as_json: bool) -> None:
+    """Give up shards until SIZE bytes are free: only those that enough other nodes hold, and that none of these rules
+    assigns to this one. Exit status 1 if that is too little."""
+    freed: list[dict[str, Any]] = common.client(rpc_url, token, timeout_s=None).call("freeSpace", size=size)
+    total = sum(row["size"] for row in freed)
+    if as_json:
+        common.show_json(freed)
+    else:
+        rows = [(row["model_id"], row["shard_index"], common.size(row["size"]), row["shard_hash"]) for row in freed]
+        common.show_table(("model", "shard", "size", "SHA-256"), rows)
+        click.echo(f"\n{common.size(total)} freed of {common.size(size)} asked for")
+    if total < size:
+        raise SystemExit(1)
 
 
 @shard.command("verify")

@@ -30,6 +30,7 @@ a known account is enrolled or holds a tier. A signed transaction says itself wh
 | loadModel             | model_id, version?, wait?                     | operator; an account whose tier allows  |
 | unloadModel           | model_id, version?                            | operator                                |
 | verifyShards          | model_id?                                     | operator                                |
+| freeSpace             | size                                          | operator                                |
 
 Without a version the newest that is not retired is meant.
 """
@@ -323,6 +324,13 @@ async def unload_model(node: NodePort, context: Context, given: params.ModelPara
     return await node.unload_model(model.model_id, model.version)
 
 
+async def free_space(node: NodePort, context: Context, given: params.FreeParams) -> Any:
+    require_operator(context.caller, "freeSpace")
+    if given.size <= 0:
+        raise BadInput(f"size is {given.size}; it is a number of bytes above 0")
+    return await node.free_space(given.size)
+
+
 async def verify_shards(node: NodePort, context: Context, given: params.HeldParams) -> Any:
     require_operator(context.caller, "verifyShards")
     if given.model_id is not None:
@@ -380,4 +388,5 @@ HANDLERS: tuple[Handler[Any], ...] = (
     Handler("loadModel", params.LoadParams, load_model),
     Handler("unloadModel", params.ModelParams, unload_model),
     Handler("verifyShards", params.HeldParams, verify_shards),
+    Handler("freeSpace", params.FreeParams, free_space),
 )

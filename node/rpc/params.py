@@ -74,6 +74,10 @@ class HeldParams(Params, frozen=True):
     model_id: ModelId | None = None
 
 
+class FreeParams(Params, frozen=True):
+    size: int
+
+
 class ChatParams(Params, frozen=True):
     model_id: ModelId
     messages: tuple[Message, ...]

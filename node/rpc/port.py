@@ -22,6 +22,7 @@ from node.rpc.values import (
     CatalogueEntry,
     ChainInfo,
     ChatChunk,
+    FreedShard,
     Health,
     HeldShard,
     LoadState,
@@ -117,6 +118,10 @@ class NodePort(Protocol):
 
     async def unload_model(self, model_id: ModelId, version: Version) -> LoadState:
         """Give the memory back. Raises Conflict for a pinned model or one that is answering."""
+
+    async def free_space(self, size: int) -> tuple[FreedShard, ...]:
+        """Give up shards that enough others have, until `size` bytes are free or there is no more of them."""
+        ...
 
     async def verify_shards(self, model_id: ModelId | None) -> tuple[ShardCheck, ...]:
         """Re-hash the held shards now (all, or one model's); what is bad is demoted and fetched again."""

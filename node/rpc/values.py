@@ -63,7 +63,8 @@ class Location(msgspec.Struct, frozen=True):
 
 
 class ShardInfo(msgspec.Struct, frozen=True):
-    """A shard of a model with everyone who announced it. `copies` counts nodes, not mirrors."""
+    """A shard of a model and where it is held. `copies` counts the nodes that are there, not mirrors, and not `silent`:
+    nodes that announced it and let their lease run out."""
 
     shard_index: int
     total_shards: int
@@ -71,16 +72,21 @@ class ShardInfo(msgspec.Struct, frozen=True):
     size: int
     copies: int
     locations: tuple[Location, ...]
+    silent: tuple[NodeId, ...]
 
 
 class MemberInfo(msgspec.Struct, frozen=True):
-    """A node that joined the network on the ledger."""
+    """A node that joined the network on the ledger. It said at `seen_at` (Unix seconds) that it is there, and that it
+    would take `room` more bytes of shards, None if it never did; `live`: its lease is not over."""
 
     node_id: NodeId
     operator: Address
     role: str
     endpoints: tuple[str, ...]
     shards_announced: int
+    seen_at: int
+    room: int | None
+    live: bool
 
 
 class AccountInfo(msgspec.Struct, frozen=True):
@@ -179,6 +185,7 @@ class ChainInfo(msgspec.Struct, frozen=True):
     gas_limit: int
     shard_size: int
     redundancy: int
+    lease_s: int
     check_period_s: int
     admins: tuple[Address, ...]
     authorities: tuple[Address, ...]
@@ -222,7 +229,8 @@ class AuthorityInfo(msgspec.Struct, frozen=True):
 class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
     `pieces_fetched` and `bytes_fetched` came from elsewhere since this one started. `state_alarms` has a line for each
-    peer whose state after some block is not this node's; `lagging_peers` stay behind what others have."""
+    peer whose state after some block is not this node's; `lagging_peers` stay behind what others have. `shards_short`:
+    the shards of the network with too few copies."""
 
     node_id: NodeId
     operator: Address
@@ -241,6 +249,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     cache_used: int
     pieces_fetched: int
     bytes_fetched: int
+    shards_short: int
     fetching: FetcherStatistics
     state_alarms: tuple[str, ...]
     consensus: ConsensusStatistics
@@ -255,6 +264,16 @@ class Health(msgspec.Struct, frozen=True):
     ready: bool
     head_number: int
     step: str
+
+
+class FreedShard(msgspec.Struct, frozen=True):
+    """A shard that this node gave up, because enough others have it."""
+
+    model_id: ModelId
+    version: Version
+    shard_index: int
+    shard_hash: ShardHash
+    size: int
 
 
 class HeldShard(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ Owns the walk over an artifact's shards. A damaged shard is demoted: from then o
 loaded, and its good pieces are kept for the repair, which is an ordinary fetch. Knows no peers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from contracts.errors import NotFound
@@ -24,9 +25,12 @@ class ScrubReport:
     missing: tuple[ShardHash, ...]
 
 
-def scrub_shard(store: ShardStore, shard: ManifestShard) -> tuple[int, ...]:
-    """Check one held shard; when it is damaged it is demoted and its bad pieces are returned."""
-    damaged = tuple(store.verify(shard.sha256, shard.pieces))
+def scrub_shard(
+    store: ShardStore, shard: ManifestShard, on_bytes: Callable[[int], None] = lambda count: None
+) -> tuple[int, ...]:
+    """Check one held shard; when it is damaged it is demoted and its bad pieces are returned. `on_bytes`: see
+    `ShardStore.verify`."""
+    damaged = tuple(store.verify(shard.sha256, shard.pieces, on_bytes))
     if damaged:
         store.demote(shard.sha256)
     return damaged

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -127,8 +127,11 @@ class ShardStore:
         writer = self._writers.get(shard_hash)
         return None if writer is None else writer.bits()
 
-    def verify(self, shard_hash: ShardHash, piece_hashes: bytes) -> list[int]:
-        """Read a held shard once and return the damaged pieces; nothing damaged means its whole SHA-256 fits too."""
+    def verify(
+        self, shard_hash: ShardHash, piece_hashes: bytes, on_bytes: Callable[[int], None] = lambda count: None
+    ) -> list[int]:
+        """Read a held shard once and return the damaged pieces; nothing damaged means its whole SHA-256 fits too.
+        `on_bytes` is told of each portion that was read: to slow it down, or to end it."""
         path = self.path(shard_hash)
         expected = [piece_hashes[at : at + HASH_SIZE] for at in range(0, len(piece_hashes), HASH_SIZE)]
         with explained("reading", path), ThreadPoolExecutor(HASH_THREADS) as executor:
@@ -144,6 +147,7 @@ class ShardStore:
                         break
                     hasher.update(buffer[:count])
                     offset += count
+                    on_bytes(count)
             finally:
                 os.close(descriptor)
         found = [hasher.pieces()[at : at + HASH_SIZE] for at in range(0, len(hasher.pieces()), HASH_SIZE)]
@@ -275,6 +279,15 @@ class ShardStore:
         write_file(self._conversions / key.hex(), manifest_hash, self._scratch)
 
     # --- space
+
+    def room_bytes(self) -> int:
+        """How many bytes of shards would be taken beyond those that are here or on their way."""
+        with self._writers_lock:
+            coming_bytes = sum(writer.missing_bytes for writer in self._writers.values())
+        room = free_bytes(self.root) - self._reserve_bytes - coming_bytes
+        if self._budget_bytes is not None:
+            room = min(room, self._budget_bytes - self.used_bytes() - coming_bytes)
+        return max(0, room)
 
     def used_bytes(self) -> int:
         """What counts against the disk budget: held shards, shards on their way, manifests."""

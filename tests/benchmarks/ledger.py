@@ -47,10 +47,10 @@ OPERATORS = [Key.from_secret(bytes([i + 10]) * 32) for i in range(10)]
 CONFIG = world.make_config(accounts=OPERATORS)
 
 NOTE = """Medians of 3, taken in turns. Ours checks seal, certificate, signatures and roots, decodes events and writes \
-to disk, synced. The peers only execute, in memory: no seal, no disk. eth-tester is called in its own process; hardhat \
-and anvil are sent JSON-RPC over HTTP, which is part of their time. Starts are of synthetic chains: valid event \
-records, written without executing them. Times to final and to a receipt are of node processes that share this \
-machine's cores."""
+to disk, synced, blocks in batches as sync takes them in. The peers only execute, in memory: no seal, no disk. \
+eth-tester is called in its own process; hardhat and anvil are sent JSON-RPC over HTTP, which is part of their time. \
+Starts are of synthetic chains: valid event records, written without executing them. Times to final and to a receipt \
+are of node processes that share this machine's cores."""
 
 
 def node_id(operator: int) -> str:
@@ -200,7 +200,7 @@ def _event(key: Key, call: Call) -> events.ContractEvent:
         case AnnounceShards():
             return events.ShardsAnnounced(*msgspec.structs.astuple(call))
         case RegisterModel():
-            return events.ModelRegistered(*msgspec.structs.astuple(call), key.address)
+            return events.ModelRegistered(**msgspec.structs.asdict(call), admin=key.address)
     raise AssertionError(call)
 
 

@@ -207,13 +207,14 @@ class Bench:
         return self.timed(fetch)
 
     def libtorrent(self, port: int) -> float:
+        seconds = 0.0
+
         def fetch(folder: Path) -> None:
             program = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.torrent", "fetch"]
             command = [*program, str(self.file), str(port), str(folder)]
             nonlocal seconds
             seconds = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-        seconds = 0.0
         self.timed(fetch)  # its start and imports are not counted, only what it took itself
         return self.shard.size / seconds / 1e6
 

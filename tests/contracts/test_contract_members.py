@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from contracts.calls import ExpelAccount, JoinNode, LeaveNode
-from contracts.events import NodeJoined, NodeLeft
-from contracts.limits import ENDPOINT_BYTES_MAX, ENDPOINTS_PER_NODE_MAX, NODES_PER_OPERATOR_MAX, ROLES
+from contracts.calls import ExpelAccount, JoinNode, LeaveNode, RenewLease
+from contracts.events import LeaseRenewed, NodeJoined, NodeLeft
+from contracts.limits import ENDPOINT_BYTES_MAX, ENDPOINTS_PER_NODE_MAX, NODES_PER_OPERATOR_MAX, ROLES, UINT64_MAX
 from contracts.types import NodeId
 from tests.contracts.chain import ADMIN, JOIN, NODE_ID, OPERATOR, STRANGER, USER, Chain, Reverted, encode_loosely
 
@@ -70,6 +70,21 @@ def test_who_is_expelled_may_only_leave(chain: Chain) -> None:
     with pytest.raises(Reverted, match="sender is not enrolled"):
         chain.send(OPERATOR, JOIN)
     assert chain.send(OPERATOR, LeaveNode(NODE_ID)) == [NodeLeft(NODE_ID)]
+
+
+def test_a_lease_is_renewed_by_the_nodes_operator_alone(chain: Chain) -> None:
+    renewal = RenewLease(NODE_ID, 5 << 40)
+    with pytest.raises(Reverted, match="unknown node"):
+        chain.send(OPERATOR, renewal)
+    chain.send(OPERATOR, JOIN)
+    assert chain.send(OPERATOR, renewal) == [LeaseRenewed(NODE_ID, 5 << 40)]
+    assert chain.send(OPERATOR, RenewLease(NODE_ID, UINT64_MAX)) == [LeaseRenewed(NODE_ID, UINT64_MAX)]
+    for other in (USER, ADMIN):
+        with pytest.raises(Reverted, match="sender is not the node's operator"):
+            chain.send(other, renewal)
+    chain.send(ADMIN, ExpelAccount(OPERATOR.address))
+    with pytest.raises(Reverted, match="sender is not enrolled"):
+        chain.send(OPERATOR, renewal)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ OTHER_CALLS = [
     calls.CheckTier(USER.address, SMOL, V1),
     JOIN,
     calls.LeaveNode(NODE_ID),
+    calls.RenewLease(NODE_ID, 1),
     calls.AnnounceShards(NODE_ID, SMOL, V1, (0,)),
     calls.WithdrawShards(NODE_ID, SMOL, V1, (0,)),
 ]

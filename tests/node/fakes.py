@@ -10,10 +10,11 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import trio
 
 from contracts import events
-from contracts.calls import AnnounceShards, Call, WithdrawShards
+from contracts.calls import AnnounceShards, Call, RenewLease, WithdrawShards
 from contracts.errors import Busy, Conflict, NotFound, Refused
 from contracts.types import PIECE_SIZE, Address, ManifestHash, NodeId, TransactionHash
 from ledger.consensus import ConsensusStatistics
@@ -29,6 +30,7 @@ from node.inference.spec import (
     Prompt,
     Usage,
 )
+from node.leases import Leases
 from node.loading import Loading
 from node.network.control import ControlStatistics
 from node.network.fetching.statistics import FetcherStatistics
@@ -37,6 +39,7 @@ from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replication import Replication
 from node.service import Service, Steps
+from node.share import Share
 from node.state import State
 from node.storage.artifact import FileSource, cut
 from node.storage.manifest import Manifest, ManifestShard
@@ -45,6 +48,7 @@ from node.storage.store import ShardStore
 OURS = NodeId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 THEIRS = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
 OPERATOR = Address(b"\x11" * 20)
+LEASE_S = 3_600
 DATA_ENDPOINT = "aigen+tls://127.0.0.1:9946"
 
 
@@ -56,7 +60,9 @@ class FakeReplay:
         self.number = 0
         self._changed = trio.Event()
 
-    def add(self, *found: events.ContractEvent) -> None:
+    def add(self, *found: events.ContractEvent, time: int = 0) -> None:
+        """A block with these events, at the time of the one before it unless a later one is given."""
+        self.state = msgspec.structs.replace(self.state, time=max(time, self.state.time))
         for event in found:
             self.state = states.apply(self.state, event, TransactionHash(bytes(32)))
         self.number += 1
@@ -93,10 +99,12 @@ class FakeWallet:
         if not self.open:
             await trio.sleep_forever()
         self.sent.append(call)
-        kind = {AnnounceShards: events.ShardsAnnounced, WithdrawShards: events.ShardsWithdrawn}.get(type(call))
-        if kind is not None:
-            assert isinstance(call, AnnounceShards | WithdrawShards)
-            self.replay.add(kind(call.node_id, call.model_id, call.version, tuple(call.shard_indices)))
+        match call:
+            case AnnounceShards() | WithdrawShards():
+                kind = events.ShardsAnnounced if isinstance(call, AnnounceShards) else events.ShardsWithdrawn
+                self.replay.add(kind(call.node_id, call.model_id, call.version, tuple(call.shard_indices)))
+            case RenewLease():
+                self.replay.add(events.LeaseRenewed(call.node_id, call.room))
         return SimpleNamespace(block_number=self.replay.number)
 
 
@@ -192,9 +200,12 @@ def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Sur
             admin=OPERATOR,
         ),
         events.ShardsAnnounced(THEIRS, "m", "1", tuple(range(count))),
+        events.LeaseRenewed(OURS, 1 << 40),
+        events.LeaseRenewed(THEIRS, 1 << 40),
     )
     wallet, fetcher = FakeWallet(replay), FakeFetcher(store, shelf)
-    replication = Replication(OURS, role, 3, replay, store, fetcher, wallet)  # type: ignore[arg-type]
+    share = Share(OURS, 3, Leases(LEASE_S), size)
+    replication = Replication(role, share, replay, store, fetcher, wallet, clock=lambda: replay.state.time)  # type: ignore[arg-type]
     return Surroundings(replay, wallet, store, fetcher, replication, manifest)
 
 

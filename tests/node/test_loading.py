@@ -101,7 +101,7 @@ async def test_nothing_unproved_is_mapped(around: Surroundings, loading: Loading
     around.fetcher.pieces = 0
     assert (await loading.wait(around.model)).state == "loaded"
     assert around.fetcher.pieces == 1
-    assert await around.replication.prove(around.model) == []
+    assert await around.replication.scrubbing.prove(around.model) == []
 
 
 async def test_a_disk_that_damages_again_and_again_is_named(
@@ -116,8 +116,8 @@ async def test_a_disk_that_damages_again_and_again_is_named(
     await around.replication.fetch_share()
     flip(around.path(0), 1)
     monkeypatch.setattr(around.fetcher, "fetch_shard", fetch_and_spoil)
-    monkeypatch.setattr(around.replication, "_note_proved", lambda shard_hash, mark: None)
-    around.replication._proved.clear()
+    monkeypatch.setattr(around.replication.scrubbing, "_note_proved", lambda shard_hash, mark: None)
+    around.replication.scrubbing._proved.clear()
     with pytest.raises(Busy, match="check the disk"):
         await loading.wait(around.model)
     assert engine.specs == []

@@ -21,8 +21,8 @@ from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotF
 from contracts.types import Address, ModelId, NodeId, ShardHash, Version
 from ledger import transactions
 from ledger.keys import Key
-from node.members import Member
-from node.placement import keepers
+from node.members import REPLICATING_ROLES
+from node.placement import Candidate, keepers
 from node.rpc.client import RpcClient
 from tests.node.cluster import MIB, MODEL, Cluster, Done, Node, aigen, flip, until, write_model
 from tests.node.network.fetching import webs
@@ -355,12 +355,16 @@ def reachable(node: Node) -> bool:
 def share(observer: Node, node_id: str) -> set[str]:
     """The shards that placement gives a node."""
     rows = observer.ask("listNodes")
-    members = [Member(NodeId(r["node_id"]), Address(b""), r["role"], tuple(r["endpoints"])) for r in rows]
+    nodes = [
+        Candidate(NodeId(row["node_id"]), Address(bytes.fromhex(row["operator"][2:])), "127.0.0.1")
+        for row in rows
+        if row["live"] and row["role"] in REPLICATING_ROLES
+    ]
     found = set()
     for model_id in (MODEL, LARGE):
         for shard in observer.ask("getModelInfo", model_id=model_id)["shards"]:
             shard_hash = ShardHash(bytes.fromhex(shard["shard_hash"].removeprefix("0x")))
-            if node_id in keepers(shard_hash, members, 3):
+            if node_id in keepers(shard_hash, nodes, 3):
                 found.add(shard_hash.hex())
     return found
 

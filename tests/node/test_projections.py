@@ -144,6 +144,18 @@ def test_the_ledgers_own_events_change_nothing_here(name: str) -> None:
     assert after(EVENT_TYPES[name](ACCOUNTS[0])) == State()
 
 
+def test_a_lease_begins_with_joining_and_is_renewed() -> None:
+    joined = state.fold(State(), records([events.NodeJoined(NODES[0], ACCOUNTS[0], "storage", ("a",))], 100))
+    member = joined.members.members[NODES[0]]
+    assert (member.seen_at, member.room, joined.time) == (100, None, 100)
+    assert (member.is_live(109, 10), member.is_live(110, 10)) == (True, False)
+    renewed = state.fold(joined, records([events.LeaseRenewed(NODES[0], 7)], 105))
+    assert renewed.members.members[NODES[0]] == msgspec.structs.replace(member, seen_at=105, room=7)
+    again = state.fold(renewed, records([events.NodeJoined(NODES[0], ACCOUNTS[0], "worker", ())], 120))
+    found = again.members.members[NODES[0]]
+    assert (found.role, found.seen_at, found.room) == ("worker", 120, 7), "what it said of its room stands"
+
+
 # All together
 
 
@@ -156,6 +168,7 @@ any_event = st.one_of(
     st.builds(events.CoreModelSet, models, versions),
     st.builds(events.NodeJoined, nodes, accounts, st.sampled_from(("worker", "storage")), st.just(("a", "b"))),
     st.builds(events.NodeLeft, nodes),
+    st.builds(events.LeaseRenewed, nodes, times),
     st.builds(events.TierDefined, tiers, st.integers(1, 255), times),
     st.builds(events.TierGranted, accounts, tiers, times),
     st.builds(events.TierRevoked, accounts),
@@ -183,7 +196,8 @@ def possible_samples() -> list[ContractEvent]:
     return [
         announced(NODES[0], 0), withdrawn(NODES[0], 0), registered(), events.ModelRetired(ModelId("one"), V1),
         events.CoreModelSet(ModelId("one"), V1), events.NodeJoined(NODES[0], ACCOUNTS[0], "worker", ()),
-        events.NodeLeft(NODES[0]), events.TierDefined("pro", 1, 1), events.TierGranted(ACCOUNTS[0], "pro", 1),
+        events.NodeLeft(NODES[0]), events.LeaseRenewed(NODES[0], 1),
+        events.TierDefined("pro", 1, 1), events.TierGranted(ACCOUNTS[0], "pro", 1),
         events.TierRevoked(ACCOUNTS[0]), events.CheckPeriodSet(1), checked(),
         events.MirrorAdded(ModelId("one"), V1, "http", "a"), events.MirrorRemoved(ModelId("one"), V1, "http", "a"),
     ]  # fmt: skip
@@ -204,16 +218,17 @@ def _is_possible(now: State, event: ContractEvent) -> bool:
             return (event.model_id, event.version) not in now.registry.models
         case events.ModelRetired() | events.CoreModelSet():
             return (event.model_id, event.version) in now.registry.models
-        case events.NodeLeft():
+        case events.NodeLeft() | events.LeaseRenewed():
             return event.node_id in now.members.members
         case events.TierRevoked():
             return event.account in now.tiers.grants
     return True
 
 
-def records(sequence: list[ContractEvent]) -> list[BlockRecord]:
+def records(sequence: list[ContractEvent], time: int = 0) -> list[BlockRecord]:
+    """A block for each, a second apart."""
     return [
-        BlockRecord(n, b"", n, (TransactionRecord(n.to_bytes(32), b"", n, b"", 1, None, (event,)),))
+        BlockRecord(n, b"", time + n, (TransactionRecord(n.to_bytes(32), b"", n, b"", 1, None, (event,)),))
         for n, event in enumerate(sequence)
     ]
 

@@ -85,7 +85,7 @@ async def test_a_damaged_shard_is_repaired_and_its_announcement_stands(around: S
     await around.replication.announce_all()
     flip(around.path(1), 5)
     around.fetcher.pieces = 0
-    around.replication.note_damage(around.model.shard_hashes[1])
+    around.replication.scrubbing.note_damage(around.model.shard_hashes[1])
     assert await around.replication.fetch_share() == ()
     assert around.fetcher.pieces == 1
     assert await around.replication.announce_all() == ()
@@ -126,7 +126,7 @@ async def test_a_ledger_that_stands_still_does_not_stop_repair(
     nursery.start_soon(around.replication.run, lambda: passes.append(None))
     await until(around, lambda: around.held() == {0, 1, 2, 3})
     flip(around.path(3), 7)
-    around.replication.note_damage(around.model.shard_hashes[3])
+    around.replication.scrubbing.note_damage(around.model.shard_hashes[3])
     await until(around, lambda: around.fetcher.fetched.count(around.model.shard_hashes[3]) == 2)
     assert around.wallet.sent == []
     nursery.cancel_scope.cancel()
@@ -190,7 +190,7 @@ async def test_a_retired_model_is_neither_fetched_nor_announced(around: Surround
 async def test_scrub_tells_what_is_bad_and_takes_it_out_of_service(around: Surroundings) -> None:
     await around.replication.fetch_share()
     flip(around.path(1), 1 << 20)
-    results = await around.replication.scrub()
+    results = await around.replication.scrubbing.scrub()
     assert [result.bad_pieces for result in results] == [(), (1,), (), ()]
     assert around.held() == {0, 2, 3}
     assert around.replication.statistics().pieces_damaged == 1
@@ -202,7 +202,7 @@ async def test_two_scrubs_at_once_of_one_damaged_shard_are_no_failure(around: Su
     results = []
 
     async def scrub() -> None:
-        results.append(await around.replication.scrub())
+        results.append(await around.replication.scrubbing.scrub())
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
@@ -214,9 +214,9 @@ async def test_two_scrubs_at_once_of_one_damaged_shard_are_no_failure(around: Su
 
 async def test_what_was_proved_is_not_hashed_again_unless_the_file_changed(around: Surroundings) -> None:
     await around.replication.fetch_share()
-    assert await around.replication.prove(around.model) == [], "fetching proves"
+    assert await around.replication.scrubbing.prove(around.model) == [], "fetching proves"
     flip(around.path(2), 9)
-    (result,) = await around.replication.prove(around.model)
+    (result,) = await around.replication.scrubbing.prove(around.model)
     assert (result.shard_index, result.bad_pieces) == (2, (0,))
 
 
@@ -224,7 +224,7 @@ async def test_a_truncated_shard_is_found_and_fetched_again(around: Surroundings
     await around.replication.fetch_share()
     with around.path(0).open("r+b") as file:
         file.truncate(1000)
-    await around.replication.scrub()
+    await around.replication.scrubbing.scrub()
     around.fetcher.pieces = 0
     assert await around.replication.fetch_share() == ()
     assert around.held() == {0, 1, 2, 3}
@@ -240,7 +240,7 @@ async def test_the_periodic_scrub_survives_a_damaged_manifest(
     await around.replication.fetch_share()
     manifest = around.store.root / "manifests" / around.model.manifest_hash.hex()
     flip(manifest, 3)
-    nursery.start_soon(around.replication.run_scrub, 100.0)
+    nursery.start_soon(around.replication.scrubbing.run, 100.0, 0)
     await trio.sleep(150)
     await until(around, lambda: "manifest" in caplog.text)
     flip(manifest, 3)

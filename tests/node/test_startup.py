@@ -218,17 +218,17 @@ async def test_a_load_that_fails_is_tried_again_without_hashing_again(
 ) -> None:
     hashed: list[ShardHash] = []
 
-    def counted(store: ShardStore, shard: ManifestShard) -> tuple[int, ...]:
+    def counted(store: ShardStore, shard: ManifestShard, on_bytes: Callable[[int], None]) -> tuple[int, ...]:
         hashed.append(shard.sha256)
-        return scrub_shard(store, shard)
+        return scrub_shard(store, shard, on_bytes)
 
-    async def never(interval_s: float) -> None:
+    async def never(interval_s: float, bytes_per_s: float) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr("node.replication.scrub_shard", counted)
+    monkeypatch.setattr("node.scrubbing.scrub_shard", counted)
     start = begin()
     # The clock jumps while threads hash, past the periodic scrub's interval too.
-    monkeypatch.setattr(start.around.replication, "run_scrub", never)
+    monkeypatch.setattr(start.around.replication.scrubbing, "run", never)
     around = start.around
     around.replay.add(events.CoreModelSet("m", "1"))
     # Half of it lies on the disk from an earlier start, which proves nothing to this one.

@@ -37,6 +37,7 @@ STRANGER = Key.from_secret(b"\x06" * 32)
 
 RANKS = {"basic": 1, "pro": 2}
 
+SILENT = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
 NODE_ID = NodeId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 
 
@@ -136,7 +137,7 @@ class FakeNode:
         mirror = values.Location(None, "http", "https://mirror.example/m")
         sizes = [min(info.shard_size, info.total_size - index * info.shard_size) for index in range(info.shard_count)]
         return tuple(
-            values.ShardInfo(index, info.shard_count, shard_hash, sizes[index], 1, (peer, mirror))
+            values.ShardInfo(index, info.shard_count, shard_hash, sizes[index], 1, (peer, mirror), (SILENT,))
             for index, shard_hash in enumerate(info.shard_hashes)
         )
 
@@ -144,7 +145,7 @@ class FakeNode:
         return (values.AuthorityInfo(OPERATOR.address, True, b"\x0e" * 32, b"\x0f"),)
 
     def members(self) -> tuple[values.MemberInfo, ...]:
-        return (values.MemberInfo(NODE_ID, OPERATOR.address, "worker", ("192.0.2.1:9946",), 4),)
+        return (values.MemberInfo(NODE_ID, OPERATOR.address, "worker", ("192.0.2.1:9946",), 4, NOW, 1 << 40, True),)
 
     def account(self, account: Address) -> values.AccountInfo:
         nothing = values.AccountInfo(account, 0, False, False, False, None, None)
@@ -163,6 +164,7 @@ class FakeNode:
             gas_limit=GAS_LIMIT,
             shard_size=64 * MIB,
             redundancy=3,
+            lease_s=7200,
             check_period_s=3600,
             admins=(ADMIN.address,),
             authorities=(ADMIN.address,),
@@ -221,6 +223,7 @@ class FakeNode:
             cache_used=0,
             pieces_fetched=0,
             bytes_fetched=0,
+            shards_short=2,
             fetching=FetcherStatistics(sources=(DROPPED,)),
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0, OwnBlocks(3, 0.75, 8, NOW)),
@@ -313,6 +316,17 @@ class FakeNode:
         if self.loads.pop((model_id, version), None) is None:
             raise Conflict(f"{model_id} version {version} is not loaded")
         return self.load_state(model_id, version)
+
+    async def free_space(self, size: int) -> tuple[values.FreedShard, ...]:
+        """Gives up the first shards of all that are here."""
+        await trio.lowlevel.checkpoint()
+        freed: list[values.FreedShard] = []
+        for shard in self.held_shards():
+            if sum(one.size for one in freed) < size:
+                freed.append(
+                    values.FreedShard(shard.model_id, shard.version, shard.shard_index, shard.shard_hash, shard.size)
+                )
+        return tuple(freed)
 
     async def verify_shards(self, model_id: ModelId | None) -> tuple[values.ShardCheck, ...]:
         await trio.lowlevel.checkpoint()

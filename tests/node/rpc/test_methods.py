@@ -13,6 +13,7 @@ from .fake import (
     NOW,
     OPERATOR,
     PRO,
+    SILENT,
     STRANGER,
     TIERLESS,
     FakeNode,
@@ -152,6 +153,7 @@ async def test_get_shard_locations():
         {"node_id": NODE_ID, "backend": "peer", "uri": "192.0.2.1:9946"},
         {"node_id": None, "backend": "http", "uri": "https://mirror.example/m"},
     ]
+    assert (found["shards"][1]["copies"], found["shards"][1]["silent"]) == (1, [SILENT])
 
 
 async def test_get_one_shards_locations():
@@ -301,7 +303,7 @@ async def test_transactions_of_one_batch_arrive_in_order():
 
 OPEN = ["health", "listModels", "listNodes", "getChainInfo", "getBlock"]
 KNOWN = ["getNodeInfo", "listShards"]
-OPERATOR_ONLY = ["verifyShards"]
+OPERATOR_ONLY = ["verifyShards", "freeSpace"]
 
 
 @pytest.mark.parametrize("method", OPEN)
@@ -323,7 +325,11 @@ async def test_methods_for_known_accounts(method):
 @pytest.mark.parametrize("caller", [NOBODY, as_(STRANGER), as_(BASIC), as_(ADMIN)])
 async def test_methods_for_the_operator(caller):
     node = FakeNode()
-    for method, params in (("verifyShards", {}), ("unloadModel", {"model_id": "mistral-7b"})):
+    for method, params in (
+        ("verifyShards", {}),
+        ("freeSpace", {"size": 1}),
+        ("unloadModel", {"model_id": "mistral-7b"}),
+    ):
         code, line = await refusal(node, method, params, caller)
         assert (code, "operator" in line) == (NOT_ALLOWED, True)
 
@@ -424,6 +430,17 @@ async def test_list_and_verify_shards():
     assert [check["bad_pieces"] for check in checked] == [[], [], [], []]
     assert await result(node, "verifyShards", {"model_id": "codegen-16b"}) == []
     assert (await refusal(node, "verifyShards", {"model_id": "nothing"}))[0] == NOT_FOUND
+
+
+async def test_free_space():
+    node = FakeNode()
+    (size, *_) = [shard["size"] for shard in await result(node, "listShards")]
+    freed = await result(node, "freeSpace", {"size": size + 1})
+    assert [(shard["shard_index"], shard["size"]) for shard in freed] == [(0, size), (1, size)]
+    for bad in (0, -1):
+        code, line = await refusal(node, "freeSpace", {"size": bad})
+        assert (code, "above 0" in line) == (BAD_INPUT, True)
+    assert (await refusal(node, "freeSpace", {}))[0] == BAD_INPUT
 
 
 # Chat

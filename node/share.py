@@ -1,0 +1,125 @@
+"""What this node should hold, by the ledger: its share of every model by rendezvous hashing, and what it announced.
+
+Every node computes the same of the same state (but for the moment when a silent one counts as gone). Knows no store and
+fetches nothing.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts.errors import BadInput
+from contracts.types import NodeId, ShardHash
+from node.leases import Leases
+from node.members import REPLICATING_ROLES, Member
+from node.network.addresses import parse_endpoints
+from node.placement import Candidate, keepers
+from node.registry import Model
+from node.state import State
+
+_NOBODY: frozenset[NodeId] = frozenset()
+
+
+@dataclass
+class Share:
+    """One node's. `moment` is this process's clock."""
+
+    node_id: NodeId
+    redundancy: int
+    leases: Leases
+    shard_size: int
+    """Of this network's models: who has room for less is given nothing new."""
+    _made_of: tuple[Any, ...] = (None, None, None)
+    _wanted: list[tuple[Model, int]] = field(default_factory=list)
+    """The last answer, with what it was made of: most blocks change none of that."""
+    _candidates: tuple[Candidate, ...] = ()
+    _full: frozenset[NodeId] = frozenset()
+    _short_made_of: tuple[Any, ...] = (None, None)
+    _short_live: frozenset[NodeId] = frozenset()
+    _short: tuple[tuple[Model, int], ...] = ()
+    _keepers: dict[tuple[ShardHash, frozenset[NodeId]], tuple[NodeId, ...]] = field(default_factory=dict)
+    """What was computed for these candidates."""
+
+    def wanted(self, state: State, moment: float) -> list[tuple[Model, int]]:
+        """Every shard that this node should hold unasked."""
+        live = self.live(state, moment)
+        self._note_candidates(state, live)
+        made_of = (state.registry, state.shards, self._candidates)
+        if not all(map(operator.is_, made_of, self._made_of)):
+            self._made_of = made_of
+            self._wanted = [
+                (model, index)
+                for model in state.registry.models.values()
+                if not model.retired
+                for index in range(model.shard_count)
+                if self.node_id in state.shards.holders_of(model.key, index)
+                or self.node_id in self._keepers_of(state, model, index)
+            ]
+        return self._wanted
+
+    def live(self, state: State, moment: float) -> frozenset[NodeId]:
+        """The members that are there; this node is, whatever the ledger has of it."""
+        found = self.leases.live(state, moment)
+        return found | {self.node_id} if self.node_id in state.members.members else found
+
+    def copies(self, state: State, model: Model, index: int, moment: float) -> frozenset[NodeId]:
+        """Who holds a shard and is there."""
+        return state.shards.holders_of(model.key, index) & self.live(state, moment)
+
+    def short(self, state: State, moment: float) -> tuple[tuple[Model, int], ...]:
+        """The shards of the network with fewer copies on nodes that are there than there should be."""
+        live = self.live(state, moment)
+        made_of = (state.registry, state.shards)
+        if live != self._short_live or not all(map(operator.is_, made_of, self._short_made_of)):
+            holders = state.shards.holders
+            self._short_live, self._short_made_of = live, made_of
+            self._short = tuple(
+                (model, index)
+                for model in state.registry.models.values()
+                if not model.retired
+                for index in range(model.shard_count)
+                if len(holders.get((*model.key, index), _NOBODY) & live) < self.redundancy
+            )
+        return self._short
+
+    def is_spare(self, state: State, model: Model, index: int, moment: float) -> bool:
+        """Whether this node may give a shard up: others should hold it, and enough of them do."""
+        others = self.copies(state, model, index, moment) - {self.node_id}
+        self._note_candidates(state, self.live(state, moment))
+        is_ours = not model.retired and self.node_id in self._keepers_of(state, model, index)
+        return not is_ours and (model.retired or len(others) >= self.redundancy)
+
+    def _note_candidates(self, state: State, live: frozenset[NodeId]) -> None:
+        found = tuple(
+            self._candidate(member)
+            for _, member in sorted(state.members.members.items())
+            if member.node_id in live and member.role in REPLICATING_ROLES
+        )
+        if found != self._candidates:
+            self._candidates = found
+            self._full = frozenset(candidate.node_id for candidate in found if not candidate.has_room)
+            self._keepers.clear()
+
+    def _candidate(self, member: Member) -> Candidate:
+        try:
+            addresses = parse_endpoints(member.node_id, member.endpoints).data
+        except BadInput:  # it cannot be reached; which copies lie on its host, nobody can tell
+            addresses = ()
+        host = addresses[0].host if addresses else ""
+        return Candidate(member.node_id, member.operator, host, self.has_room(member.room))
+
+    def has_room(self, room: int | None) -> bool:
+        """Whether a node with so many bytes of room, or one that has not said, takes another shard."""
+        return room is None or room >= self.shard_size
+
+    def _keepers_of(self, state: State, model: Model, index: int) -> tuple[NodeId, ...]:
+        """Whoever holds the shard needs no room for it."""
+        shard_hash, full = model.shard_hashes[index], self._full
+        if full:
+            full -= state.shards.holders_of(model.key, index)
+        if (shard_hash, full) not in self._keepers:
+            candidates = [candidate for candidate in self._candidates if candidate.node_id not in full]
+            self._keepers[shard_hash, full] = keepers(shard_hash, candidates, self.redundancy)
+        return self._keepers[shard_hash, full]
