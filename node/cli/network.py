@@ -1,8 +1,6 @@
-"""`aigen node` and `aigen shard`: the members, and who holds which shard."""
+"""`aigen node`: the members."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import click
 
@@ -34,62 +32,3 @@ def list_nodes(rpc_url: str, token: str | None, as_json: bool) -> None:
         for row in members
     ]
     common.show_table(("node", "role", "shards", "operator", "endpoint"), rows)
-
-
-@click.group()
-def shard() -> None:
-    """Shards: who holds them, whether they are whole."""
-
-
-@shard.command("list")
-@click.argument("model_id")
-@click.option("--version", "version", help="Default: the newest.")
-@common.rpc_options
-@common.json_option
-def list_shards(model_id: str, version: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
-    """The shards of a model with their copies and holders."""
-    params = {"model_id": model_id} | ({"version": version} if version is not None else {})
-    answer = common.client(rpc_url, token).call("getShardLocations", **params)
-    if as_json:
-        common.show_json(answer)
-        return
-    rows = [
-        (
-            row["shard_index"],
-            common.size(row["size"]),
-            f"{row['copies']} of {answer['redundancy']}",
-            ", ".join(common.short(location["node_id"] or location["uri"]) for location in row["locations"]),
-            row["shard_hash"],
-        )
-        for row in answer["shards"]
-    ]
-    common.show_table(("shard", "size", "copies", "holders", "SHA-256"), rows)
-
-
-@shard.command("verify")
-@click.argument("model_id", required=False)
-@common.rpc_options
-@common.json_option
-def verify(model_id: str | None, rpc_url: str, token: str | None, as_json: bool) -> None:
-    """Hash the shards this node holds again; bad pieces are fetched anew. Exit status 1 if any was bad."""
-    params = {"model_id": model_id} if model_id is not None else {}
-    checks: list[dict[str, Any]] = common.client(rpc_url, token).call("verifyShards", **params)
-    if as_json:
-        common.show_json(checks)
-    else:
-        rows = [
-            (
-                row["model_id"],
-                row["shard_index"],
-                row["pieces_checked"],
-                ", ".join(map(str, row["bad_pieces"])) or "none",
-                row["shard_hash"],
-            )
-            for row in checks
-        ]
-        common.show_table(("model", "shard", "pieces", "bad pieces", "SHA-256"), rows)
-        damaged = sum(bool(row["bad_pieces"]) for row in checks)
-        verdict = f"{damaged} damaged: not served, their bad pieces are fetched again" if damaged else "all whole"
-        click.echo(f"\n{len(checks)} shards hashed, {verdict}")
-    if any(row["bad_pieces"] for row in checks):
-        raise SystemExit(1)
