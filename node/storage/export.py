@@ -100,7 +100,8 @@ def _held_shards(store: ShardStore, manifests: dict[ManifestHash, bytes]) -> lis
 def _exclusive(target: Path) -> Iterator[int]:
     """The directory, made if need be and held open, with no other export going into it."""
     with explained("creating", target):
-        target.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            target.mkdir(parents=True)
         root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
