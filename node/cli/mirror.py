@@ -64,7 +64,7 @@ def remove(model_id: str, url: str, version: str | None, kind: str | None, signe
     """Take a mirror of MODEL_ID off the ledger (an admin's transaction)."""
     from contracts.calls import RemoveMirror
 
-    found = _chosen(_mirrors(signer.rpc, model_id, version), url, kind)
+    found = chosen(_mirrors(signer.rpc, model_id, version), url, kind)
     version = found["version"]
     receipt = signer.send(RemoveMirror(ModelId(model_id), Version(version), found["kind"], found["url"]))
     signer.show(
@@ -107,7 +107,7 @@ def _mirrors(rpc: RpcClient, model_id: str, version: str | None) -> list[dict[st
     ]
 
 
-def _chosen(mirrors: list[dict[str, Any]], url: str, kind: str | None) -> dict[str, Any]:
+def chosen(mirrors: list[dict[str, Any]], url: str, kind: str | None) -> dict[str, Any]:
     """The mirror that is meant: what the ledger has may be no URL, and may end with slashes."""
     named = [row for row in mirrors if kind in {None, row["kind"]} and row["url"].rstrip("/") == url.rstrip("/")]
     exact = [row for row in named if row["url"] == url]

@@ -40,12 +40,20 @@ def list_shards(model_id: str, version: str | None, rpc_url: str, token: str | N
             row["shard_index"],
             common.size(row["size"]),
             f"{row['copies']} of {answer['redundancy']}",
-            ", ".join(common.short(location["node_id"] or location["uri"]) for location in row["locations"]),
+            _holders(row["locations"]),
             row["shard_hash"],
         )
         for row in answer["shards"]
     ]
     common.show_table(("shard", "size", "copies", "holders", "SHA-256"), rows)
+
+
+def _holders(locations: list[dict[str, Any]]) -> str:
+    """The nodes by name; the mirrors are those of the whole model, and `aigen mirror list` has their URLs."""
+    names = [common.short(location["node_id"]) for location in locations if location["node_id"] is not None]
+    if mirrors := len(locations) - len(names):
+        names.append("1 mirror" if mirrors == 1 else f"{mirrors} mirrors")
+    return ", ".join(names)
 
 
 @shard.command("verify")
