@@ -77,7 +77,8 @@ def export(
         with _Folder(root, target / "manifests") as last:
             for manifest_hash, data in manifests.items():
                 last.write(manifest_hash.hex(), data)
-        os.fsync(root)
+        with explained("writing", target):
+            os.fsync(root)
     return Exported(**counts, size_bytes=total)
 
 
@@ -126,11 +127,16 @@ class _Folder:
             self._descriptor = os.open(
                 path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root
             )
-        for name in os.listdir(self._descriptor):
-            if _PART_NAME.fullmatch(name):  # of an export that was killed
-                os.unlink(name, dir_fd=self._descriptor)
 
     def __enter__(self) -> Self:
+        try:
+            with explained("sweeping", self._path):
+                for name in os.listdir(self._descriptor):
+                    if _PART_NAME.fullmatch(name):  # of an export that was killed
+                        os.unlink(name, dir_fd=self._descriptor)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,6 +175,8 @@ class _Folder:
         part = f".{name}.part"
         try:
             yield part
+        except FileExistsError as error:
+            raise Busy(f"{self._path / part} came from elsewhere: let nobody else write into {self._path}") from error
         finally:
             # Also after it was renamed: onto a link to the same inode a rename does nothing.
             with contextlib.suppress(FileNotFoundError):

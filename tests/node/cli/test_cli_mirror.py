@@ -136,6 +136,15 @@ def test_what_the_ledger_does_not_have_is_refused(cluster: Cluster, node: Node, 
     assert mirrors(node) == before
 
 
+@pytest.mark.parametrize("answer", [{}, None, {"model_id": MODEL, "version": "1", "manifest_hash": "0xno"}])
+def test_a_node_that_answers_something_else_is_named(
+    answer: object, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.rpc.client.RpcClient.call", lambda *_, **__: answer)
+    done = node.cli("shard", "cid", MODEL, "--data-dir", node.data_dir)
+    done.refused("answered with no model", node.url, "does that node run this version?")
+
+
 def test_cids_are_those_of_the_manifest(cluster: Cluster, node: Node) -> None:
     manifest_hash = ManifestHash(bytes.fromhex(cluster.manifests[MODEL].removeprefix("0x")))
     shards = ShardStore(node.data_dir / "store").manifest(manifest_hash).shards

@@ -52,7 +52,9 @@ def kubo(blocks: list[bytes], path: Path) -> Iterator[str]:
             assert process.stdout is not None
             process.stdin.write(json.dumps(files) + "\n")
             process.stdin.flush()
-            yield process.stdout.readline().strip()
+            url = process.stdout.readline().strip()
+            assert url, "kubo did not start"
+            yield url
         finally:
             process.kill()
 

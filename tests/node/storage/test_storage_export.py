@@ -214,6 +214,24 @@ def test_what_is_no_file_is_in_the_way(kept: Kept) -> None:
         export(kept.store, [kept.hash], kept.target / "file")
 
 
+def test_what_comes_up_meanwhile_is_left_to_its_owner(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.listdir
+
+    def seen_too_late(folder: int) -> list[str]:
+        found = real(folder)
+        os.close(os.open(f".{kept.names[0]}.part", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+        return found
+
+    monkeypatch.setattr(os, "listdir", seen_too_late)
+    for copy in (False, True):
+        with pytest.raises(Busy, match="came from elsewhere"):
+            kept.export(copy)
+    monkeypatch.undo()
+    (kept.target / "shards" / f".{kept.names[0]}.part").mkdir()
+    with pytest.raises(BadInput, match="sweeping"):
+        kept.export()
+
+
 def test_an_export_into_the_store_itself_changes_nothing(kept: Kept) -> None:
     """A store has a mirror's layout already."""
     before = contents_of(kept.store.root)
