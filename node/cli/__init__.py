@@ -28,7 +28,12 @@ COMMANDS = {
         "A bearer token, signed offline by an account (EIP-712: chain id, account, expiry).",
     ),
     "node": ("node.cli.network", "node", "The members of the network."),
-    "shard": ("node.cli.network", "shard", "Shards: who holds them, whether they are whole."),
+    "shard": (
+        "node.cli.shard",
+        "shard",
+        "Shards: who holds them, whether they are whole, what others call them, a copy for a web server.",
+    ),
+    "mirror": ("node.cli.mirror", "mirror", "Web servers and IPFS gateways that serve a model's bytes."),
     "proof": ("node.cli.proof", "proof", "Proofs of what is on the ledger, checked with its genesis file alone."),
     "ledger": (
         "node.cli.ledger",

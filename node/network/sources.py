@@ -5,7 +5,6 @@ Pure text; knows no sockets.
 """
 
 import re
-from base64 import b32encode
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -13,13 +12,12 @@ from urllib.parse import urlsplit
 from contracts.errors import BadInput
 from contracts.types import NodeId
 from node.network.addresses import DataAddress
+from node.storage.unixfs import cid_text, raw_cid
 
 URL_CHARS_MAX: Final = 2048
 """Also of a URL that a mirror redirects to; the ledger takes 256."""
 
 _PRINTABLE: Final = re.compile(r"[!-~]+\Z")
-_CID_PREFIX: Final = bytes.fromhex("01551220")
-"""CIDv1, raw bytes, SHA-256 of 32 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class GatewaySource:
 
     def block_url(self, block_hash: bytes) -> str:
         """Where the block with this SHA-256 is: a piece, or a manifest."""
-        return f"{self.prefix}/ipfs/{cid(block_hash)}?format=raw"
+        return f"{self.prefix}/ipfs/{cid_text(raw_cid(block_hash))}?format=raw"
 
 
 WebSource = MirrorSource | GatewaySource
@@ -96,8 +94,3 @@ def check_url(url: str) -> None:
         raise BadInput(f"the URL of {parts.hostname} carries a user name or password; none is ever sent")
     if parts.fragment:
         raise BadInput(f"{shown} has a fragment, which no server gets to see")
-
-
-def cid(block_hash: bytes) -> str:
-    """The CIDv1 of a raw block by its SHA-256, in base32. (https://github.com/multiformats/cid)"""
-    return "b" + b32encode(_CID_PREFIX + block_hash).decode().rstrip("=").lower()

@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from contracts.calls import AddMirror, Call, EnrolAccounts
+from contracts.calls import Call, EnrolAccounts
 from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotFound, Refused
-from contracts.types import Address, ModelId, NodeId, ShardHash, Version
+from contracts.types import Address, NodeId, ShardHash
 from ledger import transactions
 from ledger.keys import Key
 from node.members import REPLICATING_ROLES
 from node.placement import Candidate, keepers
 from node.rpc.client import RpcClient
 from tests.node.cluster import MIB, MODEL, Cluster, Done, Node, aigen, flip, until, write_model
-from tests.node.network.fetching import webs
+from tests.tools import nginx
 
 LARGE = "too-large"
 """A model that does not fit beside the pinned one."""
@@ -759,23 +759,23 @@ def test_without_peers_a_missing_shard_is_a_clear_state(cluster: Cluster) -> Non
 
 
 def test_a_mirror_on_the_ledger_brings_what_no_node_gives(cluster: Cluster) -> None:
-    """An admin's transaction names a static server; with every other node down, a lost shard comes from there."""
+    """A running node's export, nginx over it, an admin's transaction: a lost shard comes from there with every other
+    node down."""
     a, c = nodes(cluster, "a", "c")
-    files = {f"/shards/{path.name}": path.read_bytes() for path in (a.data_dir / "store" / "shards").iterdir()}
-    with webs.serving(webs.static, files) as web:
-        for node in (a, c):
-            if not node.is_running():
-                node.start()
-        for node in (a, c):
-            node.wait_ready()
-        nonce = a.ask("getAccount", account=cluster.accounts["admin"])["nonce"]
-        call = AddMirror(ModelId(MODEL), Version("1"), "http", web.url)
-        raw = transaction(cluster.secret("admin"), a.ask("getChainInfo")["chain_id"], nonce, call)
-        sent = a.ask("sendRawTransaction", transaction=f"0x{raw.hex()}")["transaction_hash"]
-        receipt = until(lambda: c.ask("getTransactionReceipt", transaction_hash=sent), "C has the mirror", (a, c))
-        assert receipt["succeeded"]
+    for node in (a, c):
+        if not node.is_running():
+            node.start()
+    for node in (a, c):
+        node.wait_ready()
+    www = cluster.path / "www"
+    exported = a.cli("shard", "export", www, MODEL, "--data-dir", a.data_dir, "--json").json
+    shards = a.ask("getModelInfo", model_id=MODEL)["shards"]
+    assert exported["linked"] == len(shards)
+    with nginx(www, cluster.path / "nginx") as url:
+        admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
+        assert a.cli("mirror", "add", MODEL, f"{url}/", *admin, "--json").json["succeeded"]
         wait_same_head((a, c))
-        shards = a.ask("getModelInfo", model_id=MODEL)["shards"]
+        assert c.cli("mirror", "list", MODEL).cells[1:] == [[MODEL, "1", "http", url]]
         for node in cluster.nodes.values():
             if node.is_running():
                 node.stop()
@@ -783,7 +783,7 @@ def test_a_mirror_on_the_ledger_brings_what_no_node_gives(cluster: Cluster) -> N
         (c.data_dir / "store" / "shards" / missing).unlink()
         c.start()
         until(lambda: missing in c.held(), "the shard comes from the mirror", (c,))
-        (source,) = [row for row in c.info()["fetching"]["sources"] if row["source"] == f"mirror {web.url}"]
+        (source,) = [row for row in c.info()["fetching"]["sources"] if row["source"] == f"mirror {url}"]
         assert (source["pieces"], source["failures"]) == (1, 0)
         assert c.tracebacks() == []
         c.stop()

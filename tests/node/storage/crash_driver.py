@@ -1,7 +1,8 @@
 """Run a job of the store in a child process that kills itself with SIGKILL at its n-th write to the file system, for
 every n, and check after each that the job can be taken up again and that no byte was lost.
 
-A program of its own (`python crash_driver.py cut|move|partial DIRECTORY`), so that it forks a process without threads.
+A program of its own (`python crash_driver.py cut|move|partial|export DIRECTORY`), so that it forks a process without
+threads.
 """
 
 import os
@@ -14,17 +15,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from storage_helpers import contents_of, model_directory, noise, piece_hashes, pieces
+from storage_helpers import contents_of, model_directory, noise, piece_hashes, pieces, stored
 
 from contracts.types import PIECE_SIZE, ShardHash
 from node.storage.artifact import extract
+from node.storage.export import export
 from node.storage.importer import import_model
 from node.storage.store import ShardStore
 
 SHARD = PIECE_SIZE
 DATA = noise(3 * PIECE_SIZE + 9, 7)
 NAME = ShardHash(sha256(DATA).digest())
-WATCHED = ("pwrite", "fsync", "replace", "unlink", "mkdir", "rmdir")
+WATCHED = ("pwrite", "fsync", "replace", "link", "unlink", "mkdir", "rmdir")
 
 
 def die_at(number: int) -> None:
@@ -128,7 +130,46 @@ def check_partial(base: Path) -> int:
     raise AssertionError
 
 
+def check_export(base: Path) -> int:
+    store = ShardStore(base / "store")
+    manifest = stored(store, [DATA], SHARD)
+    before = contents_of(store.root)
+    whole = {f"{folder}/{name}": before[f"{folder}/{name}"] for folder, name in named(before)}
+    tried = 0
+    for copy in (False, True):
+        for number in count(1):
+            target = base / "target"
+
+            def job(copy: bool = copy, target: Path = target) -> None:
+                export(store, [manifest.manifest_hash()], target, copy)
+
+            killed = killed_at(number, job)
+            if killed:
+                killed_at(number, job)
+                visible = {name: data for name, data in contents_of(target).items() if "/." not in name}
+                assert visible.items() <= whole.items()
+                job()
+            assert contents_of(target) == whole
+            assert contents_of(store.root) == before
+            shutil.rmtree(target)
+            if not killed:
+                break
+            tried += 1
+    return tried
+
+
+def named(files: dict[str, bytes]) -> list[list[str]]:
+    """The shards and manifests among the files of a store."""
+    return [name.split("/") for name in files if name.startswith(("shards/", "manifests/"))]
+
+
 if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
-    tried = check_partial(where) if what == "partial" else check_import(where, move=what == "move")
+    match what:
+        case "partial":
+            tried = check_partial(where)
+        case "export":
+            tried = check_export(where)
+        case _:
+            tried = check_import(where, move=what == "move")
     print(tried)

@@ -39,7 +39,7 @@ def python(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(("job", "at_least"), [("partial", 9), ("cut", 20), ("move", 40)])
+@pytest.mark.parametrize(("job", "at_least"), [("partial", 9), ("cut", 20), ("move", 40), ("export", 40)])
 def test_killed_at_every_change_to_the_disk(job: str, at_least: int) -> None:
     with TemporaryDirectory(dir=MEMORY) as directory, python(HERE / "crash_driver.py", job, directory) as driver:
         out, errors = driver.communicate(timeout=300)

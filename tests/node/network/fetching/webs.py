@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from contracts.types import PIECE_SIZE
-from node.network.sources import cid
 from node.storage.manifest import ManifestShard
+from node.storage.unixfs import cid_text, raw_cid
 
 Files = dict[str, bytes]
 """By path."""
@@ -104,7 +104,9 @@ def mirror_files(shards: list[tuple[ManifestShard, bytes]]) -> Files:
 def blocks(shards: list[tuple[ManifestShard, bytes]]) -> Files:
     """The same for a gateway: every piece by its CID."""
     return {
-        f"/ipfs/{cid(shard.piece_hash(index))}?format=raw": data[index * PIECE_SIZE : (index + 1) * PIECE_SIZE]
+        f"/ipfs/{cid_text(raw_cid(shard.piece_hash(index)))}?format=raw": data[
+            index * PIECE_SIZE : (index + 1) * PIECE_SIZE
+        ]
         for shard, data in shards
         for index in range(shard.piece_count)
     }

@@ -6,10 +6,6 @@ The JavaScript libraries are installed by `make test` where npm is; without it t
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +18,11 @@ from web3.exceptions import ContractLogicError
 from contracts.addresses import ADDRESSES
 from contracts.types import TransactionHash
 from tests.ledger.world import ADMIN, CONFIG, STRANGER, register
+from tests.tools import npm_libraries, run_node
 
 from .served import MODELS_ABI, Served, serving
 
 HERE = Path(__file__).parent
-LIBRARIES = HERE.parents[3] / "build" / "ethereum"
 
 MODEL = "my-model"
 DEADLINE_S = 60
@@ -50,28 +46,7 @@ def registration() -> list[Any]:
 @pytest.fixture
 def libraries() -> Path:
     """Where ethers and viem are installed."""
-    if shutil.which("npm") is None or not (LIBRARIES / ".ready").exists():
-        reason = "ethers and viem are not there: `make test` installs them when it finds npm"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return LIBRARIES
-
-
-def run_node(libraries: Path, script: str, job: dict[str, Any]) -> Any:
-    """What a script prints. It runs where the libraries are installed, in a process of its own."""
-    done = subprocess.run(
-        ["node", "--input-type=module", "-"],
-        input=(HERE / script).read_text(),
-        cwd=libraries,
-        env={**os.environ, "JOB": json.dumps(job)},
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return npm_libraries("ethereum")
 
 
 def job(served: Served) -> dict[str, Any]:
@@ -104,7 +79,7 @@ def check_registered(served: Served, result: dict[str, Any]) -> None:
 
 async def test_ethers(tmp_path: Path, libraries: Path) -> None:
     async with serving(tmp_path, deadline_s=DEADLINE_S) as served:
-        result = await trio.to_thread.run_sync(run_node, libraries, "ethers.mjs", job(served))
+        result = await trio.to_thread.run_sync(run_node, libraries, HERE / "ethers.mjs", job(served))
         check_registered(served, result)
         typed = await served.ask("eth_getTransactionByHash", result["typedHash"])
     # With a base fee of 0 ethers holds the network for one before EIP-1559 and sends legacy transactions, unless told.
@@ -117,7 +92,7 @@ async def test_ethers(tmp_path: Path, libraries: Path) -> None:
 
 async def test_viem(tmp_path: Path, libraries: Path) -> None:
     async with serving(tmp_path, deadline_s=DEADLINE_S) as served:
-        result = await trio.to_thread.run_sync(run_node, libraries, "viem.mjs", job(served))
+        result = await trio.to_thread.run_sync(run_node, libraries, HERE / "viem.mjs", job(served))
         check_registered(served, result)
     assert result["fees"] == {"maxFeePerGas": 0, "maxPriorityFeePerGas": 0}
     assert (result["type"], result["status"], result["effectiveGasPrice"]) == ("eip1559", "success", 0)
