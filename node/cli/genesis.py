@@ -86,6 +86,7 @@ def _show(path: Path, as_json: bool) -> None:
         "genesis_hash": f"0x{built.hash.hex()}",
         "shard_size": loaded.shards.size,
         "redundancy": loaded.shards.redundancy,
+        "lease_s": loaded.shards.lease_s,
         "tiers": [tier.name for tier in loaded.tiers],
         "catalogue": [entry.model_id for entry in loaded.catalogue],
     }

@@ -82,7 +82,8 @@ def free(size: int, rpc_url: str, token: str | None, as_json: bool) -> None:
     else:
         rows = [(row["model_id"], row["shard_index"], common.size(row["size"]), row["shard_hash"]) for row in freed]
         common.show_table(("model", "shard", "size", "SHA-256"), rows)
-        click.echo(f"\n{common.size(total)} freed, {common.size(size)} asked for")
+        rest = "" if total >= size else "; all else is this node's to hold, in use, or not on enough other nodes"
+        click.echo(f"\n{common.size(total)} freed of {common.size(size)}{rest}")
     if total < size:
         raise SystemExit(1)
 
