@@ -288,13 +288,14 @@ class Replication:
 
     async def free(self, size_bytes: int, keeps: Callable[[Model], bool]) -> list[tuple[Model, int]]:
         """Give up held shards that others should hold and do, each on as many nodes as there should be copies, until so
-        many bytes are free; those given up, which may be fewer. None of a model that `keeps` names."""
+        many bytes are free; those given up, which may be fewer. None of a model that `keeps` names, and none before as
+        many others have proved by a piece that they have it."""
         dropped: list[tuple[Model, int]] = []
         spare = self._spare(set(self.store.held_shards()), keeps)
         for model in self.replay.state.registry.models.values():
             chosen = []
             for index, shard_hash in enumerate(model.shard_hashes):
-                if size_bytes > 0 and shard_hash in spare:
+                if size_bytes > 0 and shard_hash in spare and await self._is_proved_elsewhere(model, index):
                     chosen.append(index)
                     spare.discard(shard_hash)  # another model may have it too
                     size_bytes -= model.size_of_shard(index)
@@ -313,6 +314,21 @@ class Replication:
                     if keeps(model) or not self.share.is_spare(state, model, index, moment):
                         needed.add(shard_hash)
         return known - needed
+
+    async def _is_proved_elsewhere(self, model: Model, index: int) -> bool:
+        """Whether enough other nodes have a shard, and not only say so; of a retired model nobody need have it."""
+        if model.retired:
+            return True
+        shard = (await self.manifest(model)).shards[index]
+        proved: set[NodeId] = set()
+        for source in self.sources(model, index):
+            if not isinstance(source, PeerSource) or source.node_id not in self.live() - proved:
+                continue
+            if await self.fetcher.proves(shard, source):
+                proved.add(source.node_id)
+            if len(proved) == self.share.redundancy:
+                return True
+        return False
 
     async def _drop(self, model: Model, indices: list[int]) -> list[tuple[Model, int]]:
         """Withdraw shards, then look again: of two nodes that give one up, the ledger has one first; the other finds a

@@ -34,7 +34,7 @@ from node.leases import Leases
 from node.loading import Loading
 from node.network.control import ControlStatistics
 from node.network.fetching.statistics import FetcherStatistics
-from node.network.sources import Source
+from node.network.sources import PeerSource, Source
 from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replication import Replication
@@ -115,6 +115,8 @@ class FakeFetcher:
         self._store = store
         self._shelf = shelf
         self.unavailable: dict[bytes, Refused] = {}
+        self.liars: set[NodeId] = set()
+        """Nodes that have not what they announced."""
         self.fetched: list[bytes] = []
         self.pieces = 0
 
@@ -140,6 +142,11 @@ class FakeFetcher:
                 progress(shard.size - partial.missing_bytes)
             partial.commit()
         self.fetched.append(shard.sha256)
+
+    async def proves(self, shard: ManifestShard, source: Source) -> bool:
+        await trio.lowlevel.checkpoint()
+        assert isinstance(source, PeerSource)
+        return source.node_id not in self.liars
 
     def statistics(self) -> FetcherStatistics:
         return FetcherStatistics(shards_fetched=len(self.fetched), pieces_fetched=self.pieces)

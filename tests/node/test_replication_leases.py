@@ -36,7 +36,8 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def joined(node_id: NodeId) -> events.NodeJoined:
-    return events.NodeJoined(node_id, Address(node_id.encode()[-20:].rjust(20, b"\0")), "storage", ())
+    operator = Address(node_id.encode()[-20:].rjust(20, b"\0"))
+    return events.NodeJoined(node_id, operator, "storage", (f"aigen+tls://10.0.0.{ord(node_id[-1])}:9946",))
 
 
 def renewals(around: Surroundings) -> list[RenewLease]:
@@ -198,6 +199,13 @@ async def test_nothing_is_given_up_that_leaves_two(full: Surroundings) -> None:
     full.replay.add(events.ShardsWithdrawn(OTHERS[0], "m", "1", (0, 1, 2, 3)))
     assert await full.replication.free(1 << 40, nothing) == []
     assert full.held() == full.announced() == {0, 1, 2, 3}
+
+
+async def test_one_that_only_says_it_has_a_shard_does_not_count(full: Surroundings) -> None:
+    full.fetcher.liars = {OTHERS[0]}
+    assert await full.replication.free(1 << 40, nothing) == []
+    full.replay.add(events.ShardsAnnounced(OTHERS[2], "m", "1", (0, 1, 2, 3)))
+    assert await full.replication.free(1 << 40, nothing)
 
 
 async def test_a_silent_holder_does_not_count(full: Surroundings, autojump_clock: trio.testing.MockClock) -> None:

@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Protocol
 
@@ -171,6 +172,18 @@ class Fetcher:
             del self._flights[shard.sha256]
             opened.close()
 
+    async def proves(self, shard: ManifestShard, source: Source) -> bool:
+        """Whether a source has a shard, as far as one piece tells, which is drawn at random and proved."""
+        sample = _Sample(shard, self._means.rng.randrange(shard.piece_count))
+        try:
+            async with connections.connect(source, shard, self._means.identity, self._means.limits) as connection:
+                await connection.fetch(range(sample.index, sample.index + 1), sample)
+        except (BadPeer, Busy) as error:
+            self._records.failed(source, error, trio.current_time())
+            log.warning("the source %s does not prove shard %s: %s", source, shard.sha256.hex(), error)
+            return False
+        return True
+
     def hear_of(self, shard_hash: ShardHash, node_id: NodeId) -> None:
         """Another node fetches this shard: what it has may be of use here."""
         if flight := self._flights.get(shard_hash):
@@ -199,3 +212,21 @@ class Fetcher:
                 del self._locks[key]
             else:
                 self._locks[key] = (lock, users - 1)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Takes one piece, and keeps nothing of it."""
+
+    shard: ManifestShard
+    index: int
+
+    def expect(self, size_bytes: int) -> None:
+        """It may come at once."""
+
+    def take(self, index: int, piece: memoryview) -> None:
+        if sha256(piece).digest() != self.shard.piece_hash(index):
+            raise BadPeer(f"piece {index} is not what it should be")
+
+    def wake(self) -> None:
+        """Nobody waits."""

@@ -16,13 +16,14 @@ import trio
 
 from contracts.errors import BadPeer, Busy
 from contracts.types import PIECE_SIZE, ShardHash
+from node.network.addresses import DataAddress
 from node.network.fetching import queue as queues
 from node.network.fetching.fetcher import Fetcher
 from node.network.fetching.statistics import SourceInfo
 from node.network.identity import NodeIdentity
 from node.network.pace import Share
 from node.network.server import DataServer
-from node.network.sources import GatewaySource, MirrorSource, Source
+from node.network.sources import GatewaySource, MirrorSource, PeerSource, Source
 from node.network.web import HEAD_BYTES_MAX, REDIRECTS_MAX, WebClient
 from node.network.wire import Channel, DataLimits, GetPieces, Have
 from tests.node.network.fetching import webs
@@ -348,3 +349,24 @@ async def test_no_name_may_lead_to_loopback_and_no_redirect_to_where_is_more_pri
             with pytest.raises(BadPeer, match="an address that nothing from outside may lead to"):
                 await client.get(f"http://{host}:{web.server_port}/", lambda answer: answer.status)
     assert web.requests == []
+
+
+async def test_who_has_a_shard_proves_it_by_a_piece_and_who_only_says_so_does_not(
+    world: World, stack: ExitStack
+) -> None:
+    """Nothing of it is kept, whoever is asked; who fails is named among the sources."""
+    shard, fetcher = world.manifest.shards[0], world.fetcher(LIMITS)
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            peer = world.source(await nursery.start(world.server().run))
+            assert await fetcher.proves(shard, peer)
+            world.holder.store.remove(shard.sha256)
+            assert not await fetcher.proves(shard, peer)
+            nursery.cancel_scope.cancel()
+        for answer, does in ((webs.static, True), (webs.wrong_bytes, False), (webs.not_there, False)):
+            source = MirrorSource(mirror(stack, answer, world).url)
+            assert await fetcher.proves(shard, source) == does
+            assert does or info(fetcher, source).trouble
+        gone = PeerSource(peer.node_id, DataAddress("127.0.0.1", 1))
+        assert not await fetcher.proves(shard, gone)
+    assert world.wanter.store.statistics().partial_shards == 0
