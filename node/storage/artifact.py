@@ -7,7 +7,7 @@ memory is used for the next. Knows nothing about what the files mean.
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -262,7 +262,7 @@ class Cutter:
                 for index in range(self._count):
                     done_bytes = index * self._shard_size
                     size = min(self._shard_size, self.total_bytes - done_bytes)
-                    self._cut_one(size, done_bytes, buffer, ShardHasher(executor), on_progress)
+                    self._cut_one(size, done_bytes, buffer, executor, on_progress)
                     if index == self._count - 1:
                         self._feeder.drain()
                     if on_shard is not None:
@@ -274,16 +274,20 @@ class Cutter:
         return manifest
 
     def _cut_one(
-        self, size: int, done_bytes: int, buffer: memoryview, hasher: ShardHasher, on_progress: ProgressCallback
+        self, size: int, done_bytes: int, buffer: memoryview, executor: Executor, on_progress: ProgressCallback
     ) -> None:
+        """Each block is written while it is hashed."""
         with self._store.scratch_file() as scratch:
-            written = 0
+            hasher, written = ShardHasher(executor), 0
             while written < size:
                 block = buffer[: min(len(buffer), size - written)]
                 parts = self._feeder.fill(block)
-                hasher.update(block, parts)
+                writing = executor.submit(self._write, scratch, block, written)
+                try:
+                    hasher.update(block, parts)
+                finally:
+                    writing.result()
                 self._feeder.settle()
-                self._write(scratch, block, written)
                 written += len(block)
                 on_progress(Progress("cutting", done_bytes + written, self.total_bytes))
             shard_hash = ShardHash(hasher.digest())

@@ -79,4 +79,16 @@ def test_the_copies_of_a_dead_node_are_made_again_within_two_leases(cluster: Clu
     victim.start()
     victim.wait_ready()
     until(lambda: silent(a) == set(), "it is there again", tuple(nodes.values()))
+    check_removal(cluster, victim, a)
     assert all(not node.tracebacks() for node in nodes.values())
+
+
+def check_removal(cluster: Cluster, gone: Node, a: Node) -> None:
+    """An admin takes it out: what it announced ends at that block, and nobody serves it any more."""
+    key = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
+    a.cli("node", "remove", "12D3KooWnobody", *key).refused("is no node_id")
+    assert a.cli("node", "remove", gone.node_id, *key).out.startswith(f"{gone.node_id} is no member from block ")
+    assert gone.node_id not in {row["node_id"] for row in a.ask("listNodes")}
+    assert not any(gone.node_id in found for found in holders(a))
+    a.cli("node", "remove", gone.node_id, *key).refused("unknown node")
+    until(lambda: gone.node_id not in {row["node_id"] for row in gone.ask("listNodes")}, "it knows", (gone, a))
