@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from contracts.errors import BadInput
@@ -103,11 +104,7 @@ class Share:
             self._keepers.clear()
 
     def _candidate(self, member: Member) -> Candidate:
-        try:
-            addresses = parse_endpoints(member.node_id, member.endpoints).data
-        except BadInput:  # it cannot be reached; which copies lie on its host, nobody can tell
-            addresses = ()
-        host = addresses[0].host if addresses else ""
+        host = _host(member.node_id, member.endpoints)
         return Candidate(member.node_id, member.operator, host, self.has_room(member.room))
 
     def has_room(self, room: int | None) -> bool:
@@ -123,3 +120,13 @@ class Share:
             candidates = [candidate for candidate in self._candidates if candidate.node_id not in full]
             self._keepers[shard_hash, full] = keepers(shard_hash, candidates, self.redundancy)
         return self._keepers[shard_hash, full]
+
+
+@lru_cache(maxsize=16_384)
+def _host(node_id: NodeId, endpoints: tuple[str, ...]) -> str:
+    """Where a member says that it serves pieces; empty when it does not say, or nonsense."""
+    try:
+        addresses = parse_endpoints(node_id, endpoints).data
+    except BadInput:
+        return ""
+    return addresses[0].host if addresses else ""

@@ -1,4 +1,4 @@
-"""The row of `make bench-shards` about taking a model in: cutting and hashing it, beside what the disk and the cores can.
+"""The row of `make bench-shards` about taking a model in: cut and hashed, beside what the disk and the cores can do.
 
 Every byte is hashed three times on its way into the store: as part of its file, of its shard and of its piece. What
 bounds that is the slower of two things: a plain read of the file, and the hashing alone, by as many threads as there
