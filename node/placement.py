@@ -42,7 +42,9 @@ def keepers(shard_hash: ShardHash, candidates: Iterable[Candidate], redundancy: 
     left = sorted(candidates, key=lambda node: sha256(shard_hash + node.node_id.encode()).digest(), reverse=True)
     chosen: list[Candidate] = []
     while left and len(chosen) < redundancy:
-        best = min(left, key=lambda node: node.shares_with(chosen))  # the first of equals
+        # Usually the first one already; among equals the first.
+        apart = next((node for node in left if not node.shares_with(chosen)), None)
+        best = apart or min(left, key=lambda node: node.shares_with(chosen))
         left.remove(best)
         chosen.append(best)
     return tuple(node.node_id for node in chosen)

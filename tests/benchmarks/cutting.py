@@ -76,7 +76,9 @@ def hashing(size: int) -> float:
 def row(root: Path, size: int) -> report.Row:
     path = root / "weights.safetensors"
     write(path, size)
-    ours, read, hashed = [], [], []
+    ours: list[float] = []
+    read: list[float] = []
+    hashed: list[float] = []
     for run in range(RUNS + 1):
         found = cutting(path, root, size // 2), reading(path), hashing(size)
         if run:  # the first only warms up
