@@ -1,18 +1,18 @@
 """An artifact as one byte stream: cut into shards, read back across them, written out as files again.
 
 Owns the single pass over the bytes: each block is read, hashed as piece, shard and file, and written, and then its
-memory is used for the next. Knows nothing about what the files mean.
+memory is used for the next but one. Knows nothing about what the files mean.
 """
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 from contracts.errors import BadInput, Conflict, Corrupt
 from contracts.types import PIECE_SIZE, ShardHash
@@ -174,10 +174,17 @@ class ShardSource:
         self._reader.close()
 
 
+class _Filled(NamedTuple):
+    block: memoryview
+    parts: list[tuple[Hash, memoryview]]
+    ended: list[tuple[Source, Hash]]
+
+
 class Feeder:
     """The sources' bytes one after the other, with each file's hash taken as they pass."""
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], block_size: int = BLOCK_SIZE) -> None:
+        self._buffers = [memoryview(bytearray(block_size)) for _ in range(2)]
         self._waiting = list(sources)
         self._current: Source | None = None
         self._offset = 0
@@ -185,26 +192,39 @@ class Feeder:
         self._ended: list[tuple[Source, Hash]] = []
         self.files: list[ManifestFile] = []
 
-    def fill(self, block: memoryview) -> list[tuple[Hash, memoryview]]:
-        """Fill a block; hand back which hash each part of it belongs to, then call `settle`."""
+    def blocks(self, size: int, executor: Executor) -> Iterator[tuple[memoryview, list[tuple[Hash, memoryview]]]]:
+        """The next `size` bytes, block by block, and which hash each part of a block belongs to; they are to be hashed
+        before the next block is asked for, which is read meanwhile."""
+        place, reading = 0, executor.submit(self._fill, self._buffers[0][:size])
+        while size:
+            filled = reading.result()
+            size -= len(filled.block)
+            place = 1 - place
+            if size:
+                reading = executor.submit(self._fill, self._buffers[place][:size])
+            yield filled.block, filled.parts
+            self._settle(filled.ended)
+
+    def _fill(self, block: memoryview) -> _Filled:
         parts: list[tuple[Hash, memoryview]] = []
-        while len(block) > 0:
+        left = block
+        while len(left) > 0:
             source = self._advance()
-            part = block[: source.size_bytes - self._offset]
+            part = left[: source.size_bytes - self._offset]
             source.read(part, self._offset)
             parts.append((self._hash, part))
             self._offset += len(part)
-            block = block[len(part) :]
+            left = left[len(part) :]
             self._end_full()
-        return parts
+        ended, self._ended = self._ended, []
+        return _Filled(block, parts, ended)
 
-    def settle(self) -> None:
-        """The parts of the last block have been hashed: finish the files that ended in it."""
-        for source, hasher in self._ended:
+    def _settle(self, ended: Iterable[tuple[Source, Hash]]) -> None:
+        """The parts of a block have been hashed: finish the files that ended in it."""
+        for source, hasher in ended:
             digest = hasher.digest()
             source.prove(digest)
             self.files.append(ManifestFile(source.path, source.size_bytes, digest))
-        self._ended.clear()
 
     def drain(self) -> None:
         """Empty files at the very end belong to the artifact as well."""
@@ -212,7 +232,7 @@ class Feeder:
             assert self._waiting[0].size_bytes == 0
             self._advance()
             self._end_full()
-        self.settle()
+        self._settle(self._ended)
 
     def close(self) -> None:
         if self._current is not None:
@@ -242,7 +262,7 @@ class Cutter:
         check_paths([source.path for source in sources])
         self.total_bytes = sum(source.size_bytes for source in sources)
         self._count = check_shard_count(self.total_bytes, shard_size)
-        self._feeder = Feeder(sources)
+        self._feeder = Feeder(sources, min(BLOCK_SIZE, shard_size))
         self._store = store
         self._shard_size = shard_size
         self.shards: list[ManifestShard] = []
@@ -255,14 +275,13 @@ class Cutter:
         return self._feeder.files
 
     def run(self, on_progress: ProgressCallback, on_shard: Callable[[], None] | None = None) -> Manifest:
-        """Cut everything. `on_shard` is called whenever another shard is safely held, the last one included."""
+        """Cut everything. `on_shard` is called whenever another shard is safely held, also the last."""
         try:
             with ThreadPoolExecutor(HASH_THREADS) as executor:
-                buffer = memoryview(bytearray(min(BLOCK_SIZE, self._shard_size)))
                 for index in range(self._count):
                     done_bytes = index * self._shard_size
                     size = min(self._shard_size, self.total_bytes - done_bytes)
-                    self._cut_one(size, done_bytes, buffer, executor, on_progress)
+                    self._cut_one(size, done_bytes, executor, on_progress)
                     if index == self._count - 1:
                         self._feeder.drain()
                     if on_shard is not None:
@@ -273,21 +292,16 @@ class Cutter:
         check(manifest)
         return manifest
 
-    def _cut_one(
-        self, size: int, done_bytes: int, buffer: memoryview, executor: Executor, on_progress: ProgressCallback
-    ) -> None:
-        """Each block is written while it is hashed."""
+    def _cut_one(self, size: int, done_bytes: int, executor: Executor, on_progress: ProgressCallback) -> None:
+        """While a block is hashed, it is written and the next one is read."""
         with self._store.scratch_file() as scratch:
             hasher, written = ShardHasher(executor), 0
-            while written < size:
-                block = buffer[: min(len(buffer), size - written)]
-                parts = self._feeder.fill(block)
+            for block, parts in self._feeder.blocks(size, executor):
                 writing = executor.submit(self._write, scratch, block, written)
                 try:
                     hasher.update(block, parts)
                 finally:
                     writing.result()
-                self._feeder.settle()
                 written += len(block)
                 on_progress(Progress("cutting", done_bytes + written, self.total_bytes))
             shard_hash = ShardHash(hasher.digest())

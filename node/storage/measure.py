@@ -3,7 +3,7 @@
 Writes nothing and needs no store; reads each byte once, in bounded memory. Knows no ledger.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,16 +36,14 @@ def measure(
     check_paths([source.path for source in sources])
     total = sum(source.size_bytes for source in sources)
     count = check_shard_count(total, shard_size)
-    feeder, shards = Feeder(sources), []
+    feeder, shards = Feeder(sources, min(BLOCK_SIZE, shard_size)), []
     try:
         with ThreadPoolExecutor(HASH_THREADS) as executor:
-            buffer = memoryview(bytearray(min(BLOCK_SIZE, shard_size)))
             for index in range(count):
                 start = index * shard_size
                 size, hasher = min(shard_size, total - start), ShardHasher(executor)
-                for block in _blocks(buffer, size):
-                    hasher.update(block, feeder.fill(block))
-                    feeder.settle()
+                for block, parts in feeder.blocks(size, executor):
+                    hasher.update(block, parts)
                     start += len(block)
                     on_progress(Progress("checking", start, total))
                 shards.append(ManifestShard(ShardHash(hasher.digest()), size, hasher.pieces()))
@@ -56,11 +54,6 @@ def measure(
     manifest = Manifest(FORMAT, shard_size, PIECE_SIZE, tuple(feeder.files), tuple(shards))
     check(manifest)
     return manifest
-
-
-def _blocks(buffer: memoryview, size: int) -> Iterator[memoryview]:
-    for start in range(0, size, len(buffer)):
-        yield buffer[: min(len(buffer), size - start)]
 
 
 def check_directory(
