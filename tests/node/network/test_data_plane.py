@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -251,9 +252,9 @@ async def raw_connection(port: int) -> ssl.SSLSocket:
 class LyingServer(DataServer):
     """One bit of the third piece is wrong."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
-        for index in range(first, first + count):
-            piece = bytearray(self._shelf.piece(shard_hash, index))
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        for index in range(request.first, request.first + request.count):
+            piece = bytearray(self._shelf.piece(ShardHash(request.shard_hash), index))
             if index == 2:
                 piece[777] ^= 1
             channel.send_part(piece)
@@ -269,11 +270,11 @@ class TruncatingServer(DataServer):
         super().__init__(*arguments, **options)
         self._sent: dict[Channel, int] = {}
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
-        whole = min(count, self.pieces_max - self._sent.get(channel, 0))
-        super()._send_pieces(channel, share, shard_hash, first, whole)
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        whole = min(request.count, self.pieces_max - self._sent.get(channel, 0))
+        super()._send_pieces(channel, share, msgspec.structs.replace(request, count=whole))
         self._sent[channel] = self._sent.get(channel, 0) + whole
-        if count > whole:
+        if request.count > whole:
             channel.send(b"\0\x00\x10\x00\x00" + bytes(1000))
             raise Busy("hangs up")
 
@@ -287,7 +288,7 @@ class FlakyServer(TruncatingServer):
 class StallingServer(DataServer):
     """Sends half a piece and then nothing, for as long as the client waits."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         channel.send(b"\0\x00\x10\x00\x00" + bytes(PIECE_SIZE // 2))
         channel.receive_frame(GetPieces)
 
@@ -295,7 +296,7 @@ class StallingServer(DataServer):
 class DrippingServer(DataServer):
     """A byte now and then: never silent, never done."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         channel.send(b"\0\x00\x10\x00\x00")
         channel._socket.settimeout(0.05)
         while True:
@@ -310,7 +311,7 @@ class DrippingServer(DataServer):
 class WrongSizeServer(DataServer):
     """Offers four gigabytes for one piece."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         channel.send(b"\0\xff\xff\xff\xff")
 
 
