@@ -107,7 +107,8 @@ class PeerConnection:
         `expect` is called before each, with the bytes that it takes on the wire, and may wait."""
         self._channel.within(self._limits.piece_s)
         self._channel.send_frame(GetPieces(shard_hash, first, count, packed_bits(packed)))
-        buffer, packed_buffer = memoryview(bytearray(PIECE_SIZE)), memoryview(bytearray(PIECE_SIZE))
+        buffer = memoryview(bytearray(PIECE_SIZE))
+        packed_buffer = memoryview(bytearray(PIECE_SIZE if any(packed) else 0))
         for at in range(count):
             piece = buffer[: piece_bytes(size_bytes, first + at)]
             self._channel.within(self._limits.piece_s)

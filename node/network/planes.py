@@ -57,7 +57,7 @@ class Unpacker:
     """Unpacks pieces, one at a time."""
 
     def __init__(self) -> None:
-        # Without this, a frame that is cut short could ask for a window of gigabytes.
+        # Without this, a frame that is cut short could ask for a window of 128 MiB.
         self._zstd = zstandard.ZstdDecompressor(max_window_size=PIECE_SIZE)
 
     def unpack(self, packed: memoryview, piece: memoryview) -> None:

@@ -34,7 +34,7 @@ from node.network.wire import (
     run_blocking,
 )
 from node.storage.store import ShardStore
-from tests.node.network.artifacts import make, put
+from tests.node.network.artifacts import describe, make, put
 from tests.node.network.fakes import until
 
 T = TypeVar("T")
@@ -58,10 +58,10 @@ class Node:
 class World:
     """One node that holds an artifact and one that wants it."""
 
-    def __init__(self, path: Path, size: int = SIZE, shard_size: int = SHARD_SIZE) -> None:
+    def __init__(self, path: Path, size: int = SIZE, shard_size: int = SHARD_SIZE, data: bytes | None = None) -> None:
         self.holder = Node(path / "holder")
         self.wanter = Node(path / "wanter")
-        self.manifest, self.shards = make(size, shard_size)
+        self.manifest, self.shards = make(size, shard_size) if data is None else describe(data, shard_size)
         self.manifest_hash = put(self.holder.store, self.manifest, self.shards)
         self.members = {self.holder.identity.node_id, self.wanter.identity.node_id}
         self.damaged: list[tuple[ShardHash, int]] = []
