@@ -7,6 +7,7 @@ what lies in the buffers between the two ends is then of one kind for the most p
 """
 
 from collections import deque
+from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
@@ -66,7 +67,8 @@ class Chooser:
         return not faster
 
 
+@dataclass
 class _Group:
-    pieces = 0
-    bytes = 0
-    seconds = 0.0
+    pieces: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
