@@ -60,7 +60,7 @@ class Connection(Protocol):
 
 @asynccontextmanager
 async def connect(
-    source: Source, shard: ManifestShard, identity: NodeIdentity, limits: DataLimits, compression: bool
+    source: Source, shard: ManifestShard, identity: NodeIdentity, limits: DataLimits, compression: bool = False
 ) -> AsyncIterator[Connection]:
     """A connection to a source, closed at the end. With `compression` a peer's pieces may come packed. Raises Busy or
     BadPeer."""
