@@ -135,6 +135,7 @@ async def assemble(
             locate=lambda node_id: peer_sources(replay.state.members, node_id),
             pace=Pace(config.network.download_rate),
             lanes_max=config.network.download_connections,
+            compression=config.network.compression,
         ),
         wallet,
     )
@@ -212,6 +213,7 @@ async def _serve_pieces(
             connections_per_peer_max=config.network.connections_per_peer,
         ),
         pace=Pace(config.network.upload_rate),
+        compression=config.network.compression,
     )
     port: int = await nursery.start(server.run)
     return data_address(host, port)

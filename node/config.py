@@ -66,15 +66,17 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mdns: bool = True
     """Find the network's nodes on this LAN, and be found; not while `listen` is loopback."""
     upload_rate: int = 0
-    """Bytes of shards a second that are served, shared fairly among peers; 0: no limit."""
+    """Bytes a second that go out when shards are served, shared fairly among peers; 0: no limit."""
     download_rate: int = 0
-    """Bytes of shards a second that are fetched; 0: no limit."""
+    """Bytes a second that come in when shards are fetched; 0: no limit."""
     upload_connections: int = 64
     """Connections that are served shards at once."""
     connections_per_peer: int = 8
     """Of these, connections of one node."""
     download_connections: int = 8
     """Connections that one shard is fetched over at once."""
+    compression: bool = True
+    """Pieces go between nodes packed where that makes them come faster."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,13 +152,16 @@ data_port = {data_port}
 bootstrap = {bootstrap}
 # Find this network's nodes on the LAN and be found by them; not while `listen` is a loopback address.
 mdns = true
-# Bytes of shards a second, served (shared fairly among peers) and fetched. 0: no limit.
+# Bytes a second that go out when shards are served (shared fairly among peers) and come in when they are fetched.
+# 0: no limit.
 upload_rate = 0
 download_rate = 0
 # Connections: that shards are served on at once, of these of one node, and that one shard is fetched over.
 upload_connections = 64
 connections_per_peer = 8
 download_connections = 8
+# Weights go between nodes compressed (zstd) where that is measured to be faster.
+compression = true
 
 [ledger]
 # How a new node takes in a chain of `fast_blocks` and more. fast: every block with its receipts, checked against what

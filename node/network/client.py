@@ -4,13 +4,14 @@ Knows the wire; not where pieces go nor whom to ask next (`fetcher` does).
 """
 
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from contracts.errors import BadPeer, Busy
 from contracts.types import PIECE_SIZE, ManifestHash, ShardHash
 from node.network.identity import NodeIdentity, client_context, node_id_of_certificate
+from node.network.planes import Unpacker
 from node.network.sources import PeerSource
 from node.network.wire import (
     Challenge,
@@ -24,6 +25,7 @@ from node.network.wire import (
     decode_have,
     dial,
     have_bytes_max,
+    packed_bits,
     piece_bytes,
     proof_bytes,
     run_on,
@@ -43,6 +45,9 @@ class PeerConnection:
         self._channel = Channel(sock)
         self._source = source
         self._limits = limits
+        self._unpacker = Unpacker()
+        self.packs = False
+        """Whether the peer packs pieces where it may."""
 
     async def run(self, function: Callable[[], T], wake: Callable[[], None] = lambda: None) -> T:
         """Use the connection in a worker thread. Cancellation ends the transfer at once, and the connection."""
@@ -57,6 +62,7 @@ class PeerConnection:
         if answering != self._source.node_id:
             raise BadPeer(f"another node answers there: {answering}")
         challenge = channel.receive_frame(Challenge)
+        self.packs = challenge.packs
         signature = identity.sign(proof_bytes(self._source.node_id, identity.node_id, challenge.nonce))
         channel.send_frame(Proof(identity.node_id, signature))
         if channel.receive_part():
@@ -88,19 +94,45 @@ class PeerConnection:
         self._channel.receive_into(memoryview(data))
         return decode_have(bytes(data))
 
-    def pieces(self, shard_hash: ShardHash, size_bytes: int, first: int, count: int) -> Iterator[memoryview]:
-        """Pieces in order; each is valid until the next is taken."""
+    def pieces(
+        self,
+        shard_hash: ShardHash,
+        size_bytes: int,
+        first: int,
+        count: int,
+        packed: Sequence[bool] = (),
+        expect: Callable[[int], None] = lambda size_bytes: None,
+    ) -> Iterator[memoryview]:
+        """Pieces in order; each is valid until the next is taken. Those may come packed for which `packed` says so.
+        `expect` is called before each, with the bytes that it takes on the wire, and may wait."""
         self._channel.within(self._limits.piece_s)
-        self._channel.send_frame(GetPieces(shard_hash, first, count))
+        self._channel.send_frame(GetPieces(shard_hash, first, count, packed_bits(packed)))
         buffer = memoryview(bytearray(PIECE_SIZE))
-        for index in range(first, first + count):
-            piece = buffer[: piece_bytes(size_bytes, index)]
+        packed_buffer = memoryview(bytearray(PIECE_SIZE if any(packed) else 0))
+        for at in range(count):
+            piece = buffer[: piece_bytes(size_bytes, first + at)]
             self._channel.within(self._limits.piece_s)
-            size = self._channel.receive_part()
-            if size != len(piece):
-                raise BadPeer(f"offers {size:,} bytes for piece {index}, which has {len(piece):,}")
-            self._channel.receive_into(piece)
+            is_packed, size = self._channel.receive_piece_part()
+            if is_packed:
+                if not any(packed[at : at + 1]):
+                    raise BadPeer(f"packs piece {first + at}, which was to come as it is")
+                if not 0 < size < len(piece):
+                    raise BadPeer(f"packs the {len(piece):,} bytes of piece {first + at} in {size:,}")
+            elif size != len(piece):
+                raise BadPeer(f"offers {size:,} bytes for piece {first + at}, which has {len(piece):,}")
+            expect(size)
+            self._channel.within(self._limits.piece_s)
+            came = packed_buffer[:size] if is_packed else piece
+            self._channel.receive_into(came)
+            if is_packed:
+                self._unpack(first + at, came, piece)
             yield piece
+
+    def _unpack(self, index: int, packed: memoryview, piece: memoryview) -> None:
+        try:
+            self._unpacker.unpack(packed, piece)
+        except BadPeer as error:
+            raise BadPeer(f"piece {index} {error}") from None
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
 from node.network.askers import Askers
 from node.network.identity import NodeIdentity, verify_signature
 from node.network.pace import Pace, Share
+from node.network.planes import Packer
 from node.network.ports import StartedPort
 from node.network.shelf import Shelf, StorePort
 from node.network.wire import (
@@ -48,12 +49,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class DataServerStatistics:
-    """The server at one moment; totals since it was made."""
+    """The server at one moment; totals since it was made. `bytes_served` are those of pieces and manifests;
+    `bytes_saved` of them did not go out, because pieces went packed."""
 
     connections: int
     handshakes: int
     bytes_served: int
+    bytes_saved: int
     pieces_served: int
+    pieces_packed: int
     manifests_served: int
     connections_refused: int
     pieces_damaged: int
@@ -75,10 +79,11 @@ class DataServer:
         coming: Callable[[ShardHash], bytes] = lambda shard_hash: b"",
         limits: DataLimits | None = None,
         pace: Pace | None = None,
+        compression: bool = True,
     ) -> None:
-        """Called in worker threads: `is_member`; `on_damage` (a piece of a held shard is not what it should be; it was
-        not served); `on_asked` (a node wants to know what is here of a shard: it fetches it); `coming` (what this node
-        has asked others for, as bits)."""
+        """Without `compression` every piece goes out as it is. Called in worker threads: `is_member`; `on_damage` (a
+        piece of a held shard is not what it should be; it was not served); `on_asked` (a node wants to know what is
+        here of a shard: it fetches it); `coming` (what this node has asked others for, as bits)."""
         self._identity = identity
         self._shelf = Shelf(store)
         self._is_member = is_member
@@ -89,12 +94,16 @@ class DataServer:
         self._limits = limits or DataLimits()
         self._pace = pace or Pace(0)
         self._askers = Askers()
+        self._compression = compression
+        self._packers = threading.Semaphore(self._limits.packers_max)
         self._context = identity.server_context()
         self._lock = threading.Lock()  # guards everything below; threads and trio both count
         self._handshakes: Counter[str] = Counter()
         self._connections: dict[NodeId, int] = {}
         self._bytes_served = 0
+        self._bytes_saved = 0
         self._pieces_served = 0
+        self._pieces_packed = 0
         self._manifests_served = 0
         self._connections_refused = 0
         self._pieces_damaged = 0
@@ -105,7 +114,9 @@ class DataServer:
                 connections=sum(self._connections.values()),
                 handshakes=self._handshakes.total(),
                 bytes_served=self._bytes_served,
+                bytes_saved=self._bytes_saved,
                 pieces_served=self._pieces_served,
+                pieces_packed=self._pieces_packed,
                 manifests_served=self._manifests_served,
                 connections_refused=self._connections_refused,
                 pieces_damaged=self._pieces_damaged,
@@ -183,7 +194,7 @@ class DataServer:
         channel.within(self._limits.handshake_s)
         channel.handshake()
         nonce = secrets.token_bytes(NONCE_BYTES)
-        channel.send_frame(Challenge(nonce))
+        channel.send_frame(Challenge(nonce, packs=self._compression))
         with self._told(channel):
             proof = channel.receive_frame(Proof)
             node_id = NodeId(proof.node_id)
@@ -242,7 +253,7 @@ class DataServer:
                     case GetManifest():
                         self._send_manifest(channel, ManifestHash(request.manifest_hash))
                     case GetPieces():
-                        self._send_pieces(channel, share, ShardHash(request.shard_hash), request.first, request.count)
+                        self._send_pieces(channel, share, request)
                     case GetHave():
                         self._send_have(channel, node_id, ShardHash(request.shard_hash))
 
@@ -263,9 +274,9 @@ class DataServer:
         channel.within(self._limits.piece_s)
         channel.send_part(msgspec.msgpack.encode(Have(bits, self._coming(shard_hash) if bits else b"", others)))
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
-        buffer = bytearray(PIECE_SIZE)
-        for index in range(first, first + count):
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        shard_hash, buffer, packer = ShardHash(request.shard_hash), bytearray(PIECE_SIZE), Packer()
+        for index in range(request.first, request.first + request.count):
             try:
                 piece = self._shelf.piece(shard_hash, index, buffer)
             except Corrupt:
@@ -274,12 +285,26 @@ class DataServer:
                 if self._on_damage is not None:
                     self._on_damage(shard_hash, index)
                 raise
-            share.take(len(piece))
+            packed = self._pack(packer, piece) if request.may_pack(index) else None
+            data, status = (piece, Status.DATA) if packed is None else (packed, Status.PACKED)
+            share.take(len(data))
             channel.within(self._limits.piece_s)
-            channel.send_part(piece)
+            channel.send_part(data, status)
             with self._lock:
                 self._pieces_served += 1
+                self._pieces_packed += status == Status.PACKED
                 self._bytes_served += len(piece)
+                self._bytes_saved += len(piece) - len(data)
+
+    def _pack(self, packer: Packer, piece: memoryview) -> bytes | None:
+        """The piece packed; None when it hardly shrinks, and when others are packing: waiting for them gains nothing,
+        and what is not packed counts in full against the limit on what goes out."""
+        if not self._compression or not self._packers.acquire(blocking=False):
+            return None
+        try:
+            return packer.pack(piece)
+        finally:
+            self._packers.release()
 
     @contextmanager
     def _told(self, channel: Channel) -> Iterator[None]:

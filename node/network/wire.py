@@ -2,18 +2,24 @@
 
 One connection, seen from the client: TLS 1.3 (the server's key is pinned), the server's Challenge, the client's Proof,
 one part that admits or refuses; then any number of requests, each answered by parts. A request is a frame: 4 bytes
-length, MessagePack. A part is 1 byte status, 4 bytes length, that many raw bytes: a piece, a manifest, or the reason
-when the status is not DATA, which also ends the answer. Knows no store and no ledger. (`web` speaks HTTP over the same
-channel.)
+length, MessagePack. A part is 1 byte status, 4 bytes length, that many raw bytes: a piece, a manifest, a packed piece
+when the status is PACKED, or the reason when it is another, which also ends the answer.
+
+Packing (see `planes`) is agreed on for each connection: the server says in its Challenge that it can, the client says
+with each request which pieces may come packed, and the server packs those of them that shrink. Who does not know of it
+says nothing and passes over what the other says: then pieces come as they are.
+
+Knows no store and no ledger. (`web` speaks HTTP over the same channel.)
 """
 
 import contextlib
 import enum
+import os
 import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
 
@@ -29,7 +35,7 @@ from node.network.identity import NODE_ID_CHARS_MAX
 T = TypeVar("T")
 
 FRAME_BYTES_MAX: Final = 1024
-"""Requests name one hash and two numbers."""
+"""Requests name one hash, two numbers and a bit for each piece."""
 REASON_BYTES_MAX: Final = 512
 PIECES_PER_REQUEST_MAX: Final = 1024
 NONCE_BYTES: Final = 32
@@ -41,13 +47,14 @@ _PROOF_DOMAIN: Final = b"aigen data plane 1"
 
 
 class Status(enum.IntEnum):
-    """What a part holds: data, or a reason."""
+    """What a part holds: data, a packed piece, or a reason."""
 
     DATA = 0
     NOT_FOUND = 1
     NOT_ALLOWED = 2
     BUSY = 3
     MALFORMED = 4
+    PACKED = 5
 
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -62,6 +69,8 @@ class Challenge(Struct, frozen=True, tag=True):
     """The server's first frame."""
 
     nonce: Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+    packs: bool = False
+    """It sends pieces packed to whoever takes them so."""
 
 
 class Proof(Struct, frozen=True, tag=True):
@@ -83,6 +92,12 @@ class GetPieces(Struct, frozen=True, tag=True):
     shard_hash: Hash
     first: Index
     count: Annotated[int, Meta(ge=1, le=PIECES_PER_REQUEST_MAX)]
+    packed: Annotated[bytes, Meta(max_length=PIECES_PER_REQUEST_MAX // 8)] = b""
+    """Bit i % 8 of byte i // 8: piece `first` + i may come packed."""
+
+    def may_pack(self, index: int) -> bool:
+        """Whether piece `index` of the shard may come packed."""
+        return bool(int.from_bytes(self.packed, "little") >> (index - self.first) & 1)
 
 
 class GetHave(Struct, frozen=True, tag=True):
@@ -105,6 +120,12 @@ class Have(Struct, frozen=True):
 Frame = Challenge | Proof | GetManifest | GetPieces | GetHave
 _frames = msgspec.msgpack.Decoder(Frame)
 _have = msgspec.msgpack.Decoder(Have)
+
+
+def packed_bits(packed: Iterable[bool]) -> bytes:
+    """What `GetPieces.packed` is, from one truth for each piece."""
+    bits = sum(1 << at for at, may in enumerate(packed) if may)
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
 
 
 def decode_have(data: bytes) -> Have:
@@ -138,7 +159,10 @@ class DataLimits:
     handshake_s: float = 10.0
     idle_s: float = 60.0
     piece_s: float = 30.0
-    """The longest a piece may take, which makes the slowest acceptable source about 35 kB/s."""
+    """The longest that a piece may be waited for, and then take: the slowest acceptable source makes about 35 kB/s."""
+    packers_max: int = max(1, (os.cpu_count() or 1) // 2)
+    """Pieces packed at once, for all connections together: beyond that they go out as they are, so that nobody's
+    requests can take all cores."""
 
 
 class Channel:
@@ -210,8 +234,8 @@ class Channel:
             raise BadPeer(f"a {type(frame).__name__} out of turn")
         return frame
 
-    def send_part(self, data: bytes | memoryview = b"") -> None:
-        self.send(_PART.pack(Status.DATA, len(data)))
+    def send_part(self, data: bytes | memoryview = b"", status: Status = Status.DATA) -> None:
+        self.send(_PART.pack(status, len(data)))
         self.send(data)
 
     def send_reason(self, status: Status, reason: str) -> None:
@@ -220,9 +244,16 @@ class Channel:
 
     def receive_part(self) -> int:
         """The size of the data that follows; Busy, or NotThere, with the peer's reason when it sends one instead."""
+        is_packed, size = self.receive_piece_part()
+        if is_packed:
+            raise BadPeer(f"a packed piece of {size:,} bytes where none is due")
+        return size
+
+    def receive_piece_part(self) -> tuple[bool, int]:
+        """As `receive_part`, where a piece may come packed: whether it does, and the size of what follows."""
         status, size = _PART.unpack(self._receive(_PART.size))
-        if status == Status.DATA:
-            return int(size)
+        if status in {Status.DATA, Status.PACKED}:
+            return status == Status.PACKED, int(size)
         if status not in Status.__members__.values() or size > REASON_BYTES_MAX:
             raise BadPeer(f"a part of status {status} and {size:,} bytes, which nothing here sends")
         reason = f"it refuses: {self._receive(size).decode(errors='replace')}"

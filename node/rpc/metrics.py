@@ -73,6 +73,7 @@ class _Scrape(Collector):
         yield _gauge("cache_budget_bytes", "Bytes of loaded models at most", info.cache_budget)
         yield _counter("pieces_fetched", "Pieces fetched from other nodes and mirrors", info.pieces_fetched)
         yield _counter("fetched_bytes", "Bytes fetched from other nodes and mirrors", info.bytes_fetched)
+        yield _counter("fetch_saved_bytes", "Bytes of them that compression saved", info.fetching.bytes_saved)
         yield _gauge("fetch_rate_bytes", "Bytes fetched a second, of late", info.fetching.rate)
         sources = Counter(one.state for one in info.fetching.sources)
         for state in ("active", "failed", "dropped"):

@@ -37,7 +37,7 @@ from node.network.server import DataServer
 from node.network.sources import MirrorSource, PeerSource, Source
 from node.storage.manifest import Manifest, ManifestFile, ManifestShard
 from node.storage.store import ShardStore
-from tests.benchmarks import report
+from tests.benchmarks import packing, report
 
 SIZE = int(os.environ.get("AIGEN_BENCH_MIB", "2048")) << 20
 RUNS = 3
@@ -285,10 +285,10 @@ def measure(root: Path) -> None:
                     results.setdefault(name, []).append(speed)
         liar = stack.enter_context(peer(root, lies=True))
         waste = wasted(bench, peers[0], liar, root)
-    publish(results, waste, root)
+    publish(results, waste, packing.rows(root), root)
 
 
-def publish(results: dict[str, list[float]], waste: float, root: Path) -> None:
+def publish(results: dict[str, list[float]], waste: float, packed: list[report.Row], root: Path) -> None:
     ours, several = results["ours, TLS"], results[f"ours, TLS from {SOURCES} peers"]
     plain = results.get("ours, mirror", ours)
     others = {name: speeds for name, speeds in results.items() if not name.startswith(("ours", "bare"))}
@@ -309,6 +309,7 @@ def publish(results: dict[str, list[float]], waste: float, root: Path) -> None:
     rows.append(
         report.Row("bytes that one corrupted piece adds", added, f"at most {WASTE_MAX:.0%}", ratio, 1.0, ratio >= 1)
     )
+    rows += packed
     missing = [name for name in ("aria2c", "libtorrent v2") if not any(name in key for key in results)]
     note = f"loopback, medians of {RUNS}, synced, in {root.parent}, nginx and ours as servers"
     report.publish("shards", rows, note + (f"; not installed: {', '.join(missing)}" if missing else ""))

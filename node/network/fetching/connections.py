@@ -3,6 +3,7 @@
 Knows the three kinds of sources and how each is asked; not which pieces, nor what becomes of them.
 """
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Protocol
 from contracts.errors import BadPeer, Busy
 from contracts.types import PIECE_SIZE, ManifestHash, NodeId
 from node.network.client import PeerConnection, connected
+from node.network.fetching.chooser import Chooser
 from node.network.identity import NodeIdentity
 from node.network.sources import GatewaySource, MirrorSource, PeerSource, Source
 from node.network.web import Answer, WebClient
@@ -39,7 +41,7 @@ class Receiver(Protocol):
     """Where a connection's pieces go. Called in its worker thread, but for `wake`."""
 
     def expect(self, size_bytes: int) -> None:
-        """Wait until so many bytes may come in."""
+        """Wait until so many bytes may come in, which are the next piece, packed or not."""
 
     def take(self, index: int, piece: memoryview) -> None:
         """A piece, valid during the call. Raises BadPeer when it is not what it should be."""
@@ -58,13 +60,14 @@ class Connection(Protocol):
 
 @asynccontextmanager
 async def connect(
-    source: Source, shard: ManifestShard, identity: NodeIdentity, limits: DataLimits
+    source: Source, shard: ManifestShard, identity: NodeIdentity, limits: DataLimits, compression: bool = False
 ) -> AsyncIterator[Connection]:
-    """A connection to a source, closed at the end. Raises Busy or BadPeer."""
+    """A connection to a source, closed at the end. With `compression` a peer's pieces may come packed. Raises Busy or
+    BadPeer."""
     match source:
         case PeerSource():
             async with connected(source, identity, limits) as peer:
-                yield _Peer(peer, shard)
+                yield _Peer(peer, shard, compression)
         case MirrorSource():
             with WebClient(limits) as web:
                 yield _Mirror(web, source, shard)
@@ -104,9 +107,10 @@ def _manifest(answer: Answer) -> bytes:
 
 
 class _Peer:
-    def __init__(self, connection: PeerConnection, shard: ManifestShard) -> None:
+    def __init__(self, connection: PeerConnection, shard: ManifestShard, compression: bool) -> None:
         self._connection = connection
         self._shard = shard
+        self._chooser = Chooser() if compression and connection.packs else None
 
     async def holding(self) -> Holding:
         shard = self._shard
@@ -118,17 +122,23 @@ class _Peer:
         return Holding(bits, coming, tuple(map(NodeId, have.others)))
 
     async def fetch(self, pieces: range, receiver: Receiver) -> None:
-        shard = self._shard
+        shard, chooser = self._shard, self._chooser
 
         def receive() -> None:
-            arriving = self._connection.pieces(shard.sha256, shard.size, pieces.start, len(pieces))
-            for index in pieces:
-                receiver.expect(piece_bytes(shard.size, index))
+            packed = [chooser.next() for _ in pieces] if chooser else [False] * len(pieces)
+            began = time.monotonic()
+            arriving = self._connection.pieces(
+                shard.sha256, shard.size, pieces.start, len(pieces), packed, receiver.expect
+            )
+            for index, may_pack in zip(pieces, packed, strict=True):
                 try:
                     piece = next(arriving)
                 except NotThere as error:
                     raise Lacks(index, str(error)) from None
                 receiver.take(index, piece)
+                if chooser:
+                    chooser.took(may_pack, len(piece), time.monotonic() - began)
+                    began = time.monotonic()
 
         await self._connection.run(receive, receiver.wake)
 

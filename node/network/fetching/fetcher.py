@@ -60,15 +60,18 @@ class Fetcher:
         limits: DataLimits | None = None,
         pace: Pace | None = None,
         lanes_max: int = LANES_MAX,
+        compression: bool = True,
         rng: random.Random | None = None,
     ) -> None:
-        """`locate` says where a node is that a peer named as one that may have pieces."""
+        """`locate` says where a node is that a peer named as one that may have pieces. Without `compression` peers are
+        asked for every piece as it is."""
         rng, pace = rng or random.Random(), pace or Pace(0)
         if pace.bytes_per_s:  # with more connections each would seem silent
             lanes_max = min(lanes_max, max(LANES_MIN, pace.bytes_per_s // PIECE_SIZE))
         self._store = store
         self._records = Records(rng)
-        self._means = Means(identity, limits or DataLimits(), self._records, pace, rng, locate, lanes_max)
+        limits = limits or DataLimits()
+        self._means = Means(identity, limits, self._records, pace, rng, locate, lanes_max, compression)
         self._locks: dict[bytes, tuple[trio.Lock, int]] = {}
         self._flights: dict[ShardHash, Flight] = {}
         self._listeners: dict[ShardHash, list[Progress]] = {}
@@ -86,6 +89,7 @@ class Fetcher:
             manifests_fetched=self._manifests_fetched,
             pieces_fetched=self._pieces_fetched,
             bytes_fetched=self._bytes_fetched,
+            bytes_saved=self._records.bytes_saved,
             rate=round(self._meter.rate(now)),
             source_failures=self._records.failures,
             sources=self._records.infos(now),

@@ -60,6 +60,8 @@ class Means:
     locate: Callable[[NodeId], Sequence[PeerSource]]
     """Where a node is that another one named."""
     lanes_max: int
+    compression: bool = True
+    """Peers may send pieces packed."""
 
 
 @dataclass
@@ -197,7 +199,8 @@ class Flight:
         self._at_work.append(brought)
         self.means.records.opened(source)
         try:
-            async with connect(source, self.shard, self.means.identity, self.means.limits) as connection:
+            means = self.means
+            async with connect(source, self.shard, means.identity, means.limits, means.compression) as connection:
                 await self._use(connection, source, brought)
             self._end(candidate, brought.pieces, POLL_S)
         except (BadPeer, Busy) as error:
@@ -292,13 +295,13 @@ class Flight:
         log.warning("the source %s is %s; another one is asked", source, trouble)
         self.means.records.slow(source, trouble)
 
-    def arrived(self, source: Source, lane: Lane, brought: "_Brought", index: int) -> None:
-        """A lane's thread proved and wrote a piece."""
+    def arrived(self, source: Source, lane: Lane, brought: "_Brought", index: int, wire_bytes: int) -> None:
+        """A lane's thread proved and wrote a piece, which took so many bytes on the wire."""
         now, size = trio.current_time(), piece_bytes(self.shard.size, index)
         brought.pieces += 1
         brought.bytes += size
         brought.heard = now
-        self.means.records.brought(source, size, now)
+        self.means.records.brought(source, size, now, size - wire_bytes)
         if not self._candidates[source].is_proved:
             self._candidates[source].is_proved = True
             self._wake()
@@ -345,13 +348,15 @@ class _Receiver:
         self._about = source, lane, brought
         self._share = Share(flight.means.pace, str(source))
         self._token = trio.lowlevel.current_trio_token()
+        self._wire_bytes = 0
 
     def expect(self, size_bytes: int) -> None:
+        self._wire_bytes = size_bytes
         self._share.take(size_bytes)
 
     def take(self, index: int, piece: memoryview) -> None:
         if self._flight.partial.write(index, piece):
-            self._token.run_sync_soon(self._flight.arrived, *self._about, index)
+            self._token.run_sync_soon(self._flight.arrived, *self._about, index, self._wire_bytes)
 
     def wake(self) -> None:
         self._share.close()

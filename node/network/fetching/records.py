@@ -39,6 +39,8 @@ class Records:
     _records: dict[Source, _Record] = field(default_factory=dict)
     failures: int = 0
     """Of all sources, ever."""
+    bytes_saved: int = 0
+    """Of all sources, ever: what did not come over the wire because pieces came packed."""
 
     def opened(self, source: Source) -> None:
         """A connection to it is under way."""
@@ -47,8 +49,9 @@ class Records:
     def closed(self, source: Source) -> None:
         self._record(source).lanes -= 1
 
-    def brought(self, source: Source, size_bytes: int, now: float) -> None:
-        """A proved piece came from it."""
+    def brought(self, source: Source, size_bytes: int, now: float, saved_bytes: int = 0) -> None:
+        """A proved piece came from it, packed so that some of its bytes did not go over the wire."""
+        self.bytes_saved += saved_bytes
         record = self._record(source)
         record.pieces += 1
         record.bytes_fetched += size_bytes

@@ -34,13 +34,15 @@ class FlightInfo(msgspec.Struct, frozen=True):
 
 
 class FetcherStatistics(msgspec.Struct, frozen=True):
-    """The fetcher at one moment; totals since it was made."""
+    """The fetcher at one moment; totals since it was made. `bytes_saved` did not come over the wire, because pieces
+    came packed."""
 
     flights: tuple[FlightInfo, ...] = ()
     shards_fetched: int = 0
     manifests_fetched: int = 0
     pieces_fetched: int = 0
     bytes_fetched: int = 0
+    bytes_saved: int = 0
     rate: int = 0
     source_failures: int = 0
     sources: tuple[SourceInfo, ...] = ()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -33,7 +34,7 @@ from node.network.wire import (
     run_blocking,
 )
 from node.storage.store import ShardStore
-from tests.node.network.artifacts import make, put
+from tests.node.network.artifacts import describe, make, put
 from tests.node.network.fakes import until
 
 T = TypeVar("T")
@@ -57,10 +58,10 @@ class Node:
 class World:
     """One node that holds an artifact and one that wants it."""
 
-    def __init__(self, path: Path, size: int = SIZE, shard_size: int = SHARD_SIZE) -> None:
+    def __init__(self, path: Path, size: int = SIZE, shard_size: int = SHARD_SIZE, data: bytes | None = None) -> None:
         self.holder = Node(path / "holder")
         self.wanter = Node(path / "wanter")
-        self.manifest, self.shards = make(size, shard_size)
+        self.manifest, self.shards = make(size, shard_size) if data is None else describe(data, shard_size)
         self.manifest_hash = put(self.holder.store, self.manifest, self.shards)
         self.members = {self.holder.identity.node_id, self.wanter.identity.node_id}
         self.damaged: list[tuple[ShardHash, int]] = []
@@ -251,9 +252,9 @@ async def raw_connection(port: int) -> ssl.SSLSocket:
 class LyingServer(DataServer):
     """One bit of the third piece is wrong."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
-        for index in range(first, first + count):
-            piece = bytearray(self._shelf.piece(shard_hash, index))
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        for index in range(request.first, request.first + request.count):
+            piece = bytearray(self._shelf.piece(ShardHash(request.shard_hash), index))
             if index == 2:
                 piece[777] ^= 1
             channel.send_part(piece)
@@ -269,11 +270,11 @@ class TruncatingServer(DataServer):
         super().__init__(*arguments, **options)
         self._sent: dict[Channel, int] = {}
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
-        whole = min(count, self.pieces_max - self._sent.get(channel, 0))
-        super()._send_pieces(channel, share, shard_hash, first, whole)
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        whole = min(request.count, self.pieces_max - self._sent.get(channel, 0))
+        super()._send_pieces(channel, share, msgspec.structs.replace(request, count=whole))
         self._sent[channel] = self._sent.get(channel, 0) + whole
-        if count > whole:
+        if request.count > whole:
             channel.send(b"\0\x00\x10\x00\x00" + bytes(1000))
             raise Busy("hangs up")
 
@@ -287,7 +288,7 @@ class FlakyServer(TruncatingServer):
 class StallingServer(DataServer):
     """Sends half a piece and then nothing, for as long as the client waits."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         channel.send(b"\0\x00\x10\x00\x00" + bytes(PIECE_SIZE // 2))
         channel.receive_frame(GetPieces)
 
@@ -295,7 +296,7 @@ class StallingServer(DataServer):
 class DrippingServer(DataServer):
     """A byte now and then: never silent, never done."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         channel.send(b"\0\x00\x10\x00\x00")
         channel._socket.settimeout(0.05)
         while True:
@@ -310,7 +311,7 @@ class DrippingServer(DataServer):
 class WrongSizeServer(DataServer):
     """Offers four gigabytes for one piece."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         channel.send(b"\0\xff\xff\xff\xff")
 
 

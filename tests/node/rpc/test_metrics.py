@@ -35,6 +35,7 @@ def test_what_the_node_says_is_what_is_read() -> None:
     assert found["aigen_consensus_finality_seconds_sum"] == info.consensus.own_blocks.seconds
     assert found["aigen_disk_used_bytes"] == info.disk_used
     assert found["aigen_fetched_bytes_total"] == info.bytes_fetched
+    assert found["aigen_fetch_saved_bytes_total"] == info.fetching.bytes_saved
     assert found["aigen_sources_dropped"] == 1
     assert found[f"aigen_authority_evidence 0x{OPERATOR.address.hex()}"] == 1
 

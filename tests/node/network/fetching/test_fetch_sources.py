@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from contracts.errors import BadInput, Busy
-from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
+from contracts.types import PIECE_SIZE, ManifestHash, NodeId
 from node.network.addresses import DataAddress
 from node.network.client import connected
 from node.network.fetching.fetcher import Fetcher
@@ -22,7 +22,7 @@ from node.network.identity import NodeIdentity
 from node.network.pace import BURST_S, Pace, Share
 from node.network.server import DataServer
 from node.network.sources import GatewaySource, MirrorSource, PeerSource, web_source
-from node.network.wire import Channel, DataLimits, NotThere
+from node.network.wire import Channel, DataLimits, GetPieces, NotThere
 from node.storage.store import ShardStore
 from node.storage.unixfs import cid_text, raw_cid
 from tests.node.network.artifacts import make, put
@@ -67,11 +67,11 @@ class MeetingServer(DataServer):
     barrier: threading.Barrier
     met = False
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         if not self.met:
             self.met = True
             self.barrier.wait(DEADLINE_S)
-        super()._send_pieces(channel, share, shard_hash, first, count)
+        super()._send_pieces(channel, share, request)
 
 
 async def test_a_peer_a_mirror_and_a_gateway_bring_one_shard_together(world: World, stack: ExitStack) -> None:

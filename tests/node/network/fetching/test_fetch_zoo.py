@@ -197,8 +197,8 @@ async def test_a_bad_gateway(
 class BoastingServer(DataServer):
     """Claims to have all of a shard and gives nothing."""
 
-    def _send_pieces(self, channel: Channel, share: Share, shard_hash: ShardHash, first: int, count: int) -> None:
-        super()._send_pieces(channel, share, ShardHash(bytes(32)), first, count)
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        super()._send_pieces(channel, share, msgspec.structs.replace(request, shard_hash=bytes(32)))
 
 
 class ExaggeratingServer(DataServer):
