@@ -324,7 +324,7 @@ if __name__ == "__main__":
         case ["swarm"]:
             with tempfile.TemporaryDirectory(prefix="bench-swarm-", dir=folder()) as made:
                 rows, said = swarm.measure(Path(made), make_shard(Path(made), swarm.SIZE))
-                report.publish("swarm", rows, said)
+                report.publish("shards-swarm", rows, said)
         case ["http", root]:
             serve_http(Path(root))
         case ["peer", root, *lies]:

@@ -197,7 +197,7 @@ def _said(mine: list[Outcome], theirs: list[Outcome]) -> str:
         f"ours {of(mine)} of {psutil.cpu_count()}, which are not the limit"
     )
     if theirs:
-        return f"{said}; libtorrent, all unchoked at once and told of all others, {of(theirs)}"
+        return f"{said}; libtorrent, super seeding, all unchoked at once and told of all others, {of(theirs)}"
     return f"{said}; libtorrent is not installed"
 
 

@@ -79,7 +79,12 @@ def swarm(file: Path, rate: int, folder: Path) -> None:
     everybody = lt.ip_filter()  # as it comes, peers on the same machine have no limit
     everybody.add_rule("0.0.0.0", "255.255.255.255", 1 << lt.session.global_peer_class_id)
     one.set_peer_class_filter(everybody)
-    handle = one.add_torrent({"ti": torrent(file), "save_path": str(folder)})
+    flags = lt.torrent_flags.default_flags
+    if (
+        folder == file.parent
+    ):  # the seeder: without this it gives each piece nearly twice, and all take a quarter longer
+        flags |= lt.torrent_flags.super_seeding
+    handle = one.add_torrent({"ti": torrent(file), "save_path": str(folder), "flags": flags})
     while handle.status().state in {lt.torrent_status.checking_files, lt.torrent_status.checking_resume_data}:
         time.sleep(POLL_S)
     print(one.listen_port(), flush=True)
