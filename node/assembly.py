@@ -133,6 +133,7 @@ async def assemble(
             store,
             identity,
             locate=lambda node_id: peer_sources(replay.state.members, node_id),
+            members=lambda: tuple(replay.state.members.members),
             pace=Pace(config.network.download_rate),
             lanes_max=config.network.download_connections,
             compression=config.network.compression,

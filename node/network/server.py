@@ -12,7 +12,6 @@ import secrets
 import ssl
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
 from node.network.askers import Askers
 from node.network.identity import NodeIdentity, verify_signature
 from node.network.pace import Pace, Share
+from node.network.places import Places
 from node.network.planes import Packer
 from node.network.ports import StartedPort
 from node.network.shelf import Shelf, StorePort
@@ -98,8 +98,7 @@ class DataServer:
         self._packers = threading.Semaphore(self._limits.packers_max)
         self._context = identity.server_context()
         self._lock = threading.Lock()  # guards everything below; threads and trio both count
-        self._handshakes: Counter[str] = Counter()
-        self._connections: dict[NodeId, int] = {}
+        self._places = Places(self._limits, self._pace.bytes_per_s)
         self._bytes_served = 0
         self._bytes_saved = 0
         self._pieces_served = 0
@@ -111,8 +110,8 @@ class DataServer:
     def statistics(self) -> DataServerStatistics:
         with self._lock:
             return DataServerStatistics(
-                connections=sum(self._connections.values()),
-                handshakes=self._handshakes.total(),
+                connections=self._places.connections,
+                handshakes=self._places.handshakes,
                 bytes_served=self._bytes_served,
                 bytes_saved=self._bytes_saved,
                 pieces_served=self._pieces_served,
@@ -145,7 +144,10 @@ class DataServer:
             log.debug("a connection ended before it began: %s", error)
             sock.close()
             return
-        if not self._enter_handshake(address):
+        with self._lock:
+            has_room = self._places.enter_handshake(address)
+            self._connections_refused += not has_room
+        if not has_room:
             tls.close()
             return
         share = Share(self._pace)
@@ -155,21 +157,6 @@ class DataServer:
             # Whatever a stranger's bytes bring about in here must not end the node: this boundary takes it and says so.
             log.exception("a data connection from %s failed", address)
 
-    def _enter_handshake(self, address: str) -> bool:
-        """Whether there is room for one more connection that has not shown yet who it is."""
-        with self._lock:
-            full = (
-                self._handshakes.total() >= self._limits.handshakes_max
-                or self._handshakes[address] >= self._limits.handshakes_per_address_max
-            )
-            self._handshakes[address] += not full
-            self._connections_refused += full
-        return not full
-
-    def _leave_handshake(self, address: str) -> None:
-        with self._lock:
-            self._handshakes -= Counter((address,))
-
     # Everything below runs in the connection's worker thread.
 
     def _serve(self, tls: ssl.SSLSocket, share: Share, address: str) -> None:
@@ -178,12 +165,14 @@ class DataServer:
             try:
                 node_id = self._admit(channel)
             finally:
-                self._leave_handshake(address)
+                with self._lock:
+                    self._places.leave_handshake(address)
             share.name = node_id
             try:
                 self._serve_member(channel, share, node_id)
             finally:
-                self._leave_place(node_id)
+                with self._lock:
+                    self._places.leave(node_id)
         except Busy as error:
             log.debug("a data connection ended: %s", error)
         except Refused as error:
@@ -201,7 +190,8 @@ class DataServer:
             self._check_proof(node_id, proof.signature, nonce)
             self._check_member(node_id)
         try:
-            self._take_place(node_id)
+            with self._lock:
+                self._places.take(node_id)
         except Busy as error:
             self._refuse(channel, Status.BUSY, error)
             raise
@@ -218,29 +208,6 @@ class DataServer:
     def _check_member(self, node_id: NodeId) -> None:
         if not self._is_member(node_id):
             raise NotAllowed(f"{node_id} is no member of this network; it joins with a signed transaction")
-
-    def _take_place(self, node_id: NodeId) -> None:
-        limits = self._limits
-        with self._lock:
-            mine = self._connections.get(node_id, 0)
-            if mine >= limits.connections_per_peer_max:
-                raise Busy(f"{node_id} has {mine} connections already, the most one node may have")
-            most = self._connections_max()
-            if sum(self._connections.values()) >= most:
-                raise Busy(f"{most} connections are open, the most this node serves")
-            self._connections[node_id] = mine + 1
-
-    def _connections_max(self) -> int:
-        """With a limit on what goes out, no more than still get their piece in half the time they wait for it."""
-        in_time = int(self._pace.bytes_per_s * self._limits.piece_s / 2 / PIECE_SIZE)
-        most = self._limits.connections_max
-        return max(1, min(most, in_time)) if self._pace.bytes_per_s else most
-
-    def _leave_place(self, node_id: NodeId) -> None:
-        with self._lock:
-            self._connections[node_id] -= 1
-            if not self._connections[node_id]:
-                del self._connections[node_id]
 
     def _serve_member(self, channel: Channel, share: Share, node_id: NodeId) -> None:
         channel.send_part()
@@ -267,16 +234,21 @@ class DataServer:
 
     def _send_have(self, channel: Channel, node_id: NodeId, shard_hash: ShardHash) -> None:
         """What is here of a shard, and who else asked for it lately: so those who fetch it find each other."""
+        self._on_asked(shard_hash, node_id)  # also when nothing has come yet: then each knows that it is not alone
         bits = self._shelf.have(shard_hash)
-        self._on_asked(shard_hash, node_id)
         with self._lock:
             others = self._askers.others(shard_hash, node_id, time.monotonic())
+            given = self._askers.given(shard_hash)
         channel.within(self._limits.piece_s)
-        channel.send_part(msgspec.msgpack.encode(Have(bits, self._coming(shard_hash) if bits else b"", others)))
+        coming = self._coming(shard_hash) if bits else b""
+        channel.send_part(msgspec.msgpack.encode(Have(bits, coming, others, given)))
 
     def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
         shard_hash, buffer, packer = ShardHash(request.shard_hash), bytearray(PIECE_SIZE), Packer()
-        for index in range(request.first, request.first + request.count):
+        pieces, piece_count = range(request.first, request.first + request.count), self._shelf.piece_count(shard_hash)
+        with self._lock:
+            self._askers.gave(shard_hash, pieces, piece_count)
+        for index in pieces:
             try:
                 piece = self._shelf.piece(shard_hash, index, buffer)
             except Corrupt:

@@ -58,6 +58,10 @@ class Shelf:
             log.warning("not served: %s", error)
             raise NotFound(f"shard {shard_hash.hex()} cannot be read here") from None
 
+    def piece_count(self, shard_hash: ShardHash) -> int:
+        """Of a shard in a manifest that is here. Raises NotFound."""
+        return len(self._hashes(shard_hash)) // HASH_SIZE
+
     def have(self, shard_hash: ShardHash) -> bytes:
         """Which pieces can be had: bit i % 8 of byte i // 8; empty for all. Raises NotFound when none can."""
         arrived = self._store.arrived(shard_hash)

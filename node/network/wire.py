@@ -115,6 +115,9 @@ class Have(Struct, frozen=True):
     """The same of pieces it has asked others for; empty: none."""
     others: Annotated[tuple[Annotated[str, Meta(max_length=NODE_ID_CHARS_MAX)], ...], Meta(max_length=OTHERS_MAX)]
     """Some nodes that asked for this shard lately: they have, or will have, pieces of it too."""
+    given: bytes = b""
+    """The same of pieces that it was asked for lately, by whomever; empty: none. Who asks for others spares it from
+    giving the same twice while there is something that nobody else has."""
 
 
 Frame = Challenge | Proof | GetManifest | GetPieces | GetHave
@@ -137,7 +140,7 @@ def decode_have(data: bytes) -> Have:
 
 def have_bytes_max(piece_count: int) -> int:
     """The longest encoding of a `Have` about a shard of so many pieces."""
-    return 2 * (piece_count // 8) + OTHERS_MAX * (NODE_ID_CHARS_MAX + 8) + 64
+    return 3 * (piece_count // 8) + OTHERS_MAX * (NODE_ID_CHARS_MAX + 8) + 64
 
 
 def proof_bytes(server: NodeId, client: NodeId, nonce: bytes) -> bytes:

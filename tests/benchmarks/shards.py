@@ -4,6 +4,7 @@ All take the same bytes over loopback into the same folder, and what they leave 
 Ours is the whole of it: each piece's SHA-256 before it counts, the shard's SHA-256, rename; over TLS with the pinned
 key, or from a mirror over plain HTTP. AIGEN_BENCH_DIR names the folder; without it a file system in memory is taken
 where there is one, so that the cores are the limit and not the disk. What is not installed is left out, and said.
+Then a swarm of limited nodes, see `tests.benchmarks.swarm`; `python -m tests.benchmarks.shards swarm` is that alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,8 @@ from node.network.server import DataServer
 from node.network.sources import MirrorSource, PeerSource, Source
 from node.storage.manifest import Manifest, ManifestFile, ManifestShard
 from node.storage.store import ShardStore
-from tests.benchmarks import packing, report
+from tests.benchmarks import cutting, packing, report, swarm
+from tests.benchmarks.processes import line, running
 
 SIZE = int(os.environ.get("AIGEN_BENCH_MIB", "2048")) << 20
 RUNS = 3
@@ -91,8 +93,8 @@ class _LyingServer(DataServer):
 @contextmanager
 def peer(root: Path, lies: bool = False) -> Iterator[PeerSource]:
     command = [sys.executable, "-m", "tests.benchmarks.shards", "peer", str(root), *(["lies"] if lies else [])]
-    with _process(command) as process:
-        port, node_id = _line(process).split()
+    with running(command) as process:
+        port, node_id = line(process).split()
         yield PeerSource(NodeId(node_id), parse_data(f"aigen+tls://127.0.0.1:{port}"))
 
 
@@ -100,13 +102,13 @@ def peer(root: Path, lies: bool = False) -> Iterator[PeerSource]:
 def web(root: Path) -> Iterator[str]:
     """The same store over HTTP: nginx, or the server of the standard library, which knows no ranges."""
     if shutil.which("nginx") is None:
-        with _process([sys.executable, "-m", "tests.benchmarks.shards", "http", str(root)]) as process:
-            yield f"http://127.0.0.1:{_line(process)}"
+        with running([sys.executable, "-m", "tests.benchmarks.shards", "http", str(root)]) as process:
+            yield f"http://127.0.0.1:{line(process)}"
             return
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (root / "nginx.conf").write_text(NGINX.format(root=root, port=port))
-    with _process(["nginx", "-p", str(root), "-c", str(root / "nginx.conf")]):
+    with running(["nginx", "-p", str(root), "-c", str(root / "nginx.conf")]):
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -125,20 +127,6 @@ def serve_http(root: Path) -> None:
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """A line for each request would be measured too."""
-
-
-@contextmanager
-def _process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
 
 
 # The contenders; each returns MB/s
@@ -237,29 +225,29 @@ def wasted(bench: Bench, honest: Source, liar: Source, root: Path) -> float:
     return (received - bench.shard.size) / bench.shard.size
 
 
-def make_shard(root: Path) -> ManifestShard:
-    """A held shard of SIZE random bytes. A block is repeated with a number in it: nothing here compresses."""
+def make_shard(root: Path, size: int) -> Manifest:
+    """A held shard of `size` random bytes. A block is repeated with a number in it: nothing here compresses."""
     store, block = ShardStore(root / "store", reserve_bytes=0), random.randbytes(PIECE_SIZE - 8)
     whole, pieces = sha256(), bytearray()
     (root / "store" / "scratch" / "made").touch()
     with (root / "store" / "scratch" / "made").open("wb") as file:
-        for index in range(SIZE // PIECE_SIZE):
+        for index in range(size // PIECE_SIZE):
             piece = index.to_bytes(8) + block
             whole.update(piece)
             pieces += sha256(piece).digest()
             file.write(piece)
-    shard = ManifestShard(ShardHash(whole.digest()), SIZE, bytes(pieces))
+    shard = ManifestShard(ShardHash(whole.digest()), size, bytes(pieces))
     os.replace(root / "store" / "scratch" / "made", root / "store" / "shards" / shard.sha256.hex())
-    files = (ManifestFile("weights.bin", SIZE, whole.digest()),)
-    manifest = Manifest(1, SIZE, PIECE_SIZE, files, (shard,))
+    files = (ManifestFile("weights.bin", size, whole.digest()),)
+    manifest = Manifest(1, size, PIECE_SIZE, files, (shard,))
     store.put_manifest(manifest.encode(), manifest.manifest_hash())
-    return shard
+    return manifest
 
 
 def measure(root: Path) -> None:
     results: dict[str, list[float]] = {}
     with ExitStack() as stack:
-        shard = make_shard(root)
+        (shard,) = make_shard(root, SIZE).shards
         bench = Bench(root, shard, stack.enter_context(web(root)))
         peers = [stack.enter_context(peer(root)) for _ in range(SOURCES)]
         mirror = MirrorSource(bench.url)
@@ -275,9 +263,9 @@ def measure(root: Path) -> None:
             contenders |= {f"aria2c -x{count}": partial(bench.aria2c, count) for count in (1, 4)}
         if importlib.util.find_spec("libtorrent"):
             seeder = stack.enter_context(
-                _process([sys.executable, "-W", "ignore", "-m", "tests.benchmarks.torrent", "seed", str(bench.file)])
+                running([sys.executable, "-W", "ignore", "-m", "tests.benchmarks.torrent", "seed", str(bench.file)])
             )
-            contenders["libtorrent v2"] = partial(bench.libtorrent, int(_line(seeder)))
+            contenders["libtorrent v2"] = partial(bench.libtorrent, int(line(seeder)))
         for run in range(RUNS + 1):
             for name, contender in contenders.items():
                 speed = contender()
@@ -285,10 +273,14 @@ def measure(root: Path) -> None:
                     results.setdefault(name, []).append(speed)
         liar = stack.enter_context(peer(root, lies=True))
         waste = wasted(bench, peers[0], liar, root)
-    publish(results, waste, packing.rows(root), root)
+    (root / "swarm").mkdir()
+    limited, said = swarm.measure(root / "swarm", make_shard(root / "swarm", swarm.SIZE))
+    more = [*packing.rows(root), cutting.row(root, SIZE // 2), *limited]
+    publish(results, waste, root, more, said)
 
 
-def publish(results: dict[str, list[float]], waste: float, packed: list[report.Row], root: Path) -> None:
+def publish(results: dict[str, list[float]], waste: float, root: Path, more: Sequence[report.Row], said: str) -> None:
+    """`more` are the rows that others measured, and `said` what is to be known of them."""
     ours, several = results["ours, TLS"], results[f"ours, TLS from {SOURCES} peers"]
     plain = results.get("ours, mirror", ours)
     others = {name: speeds for name, speeds in results.items() if not name.startswith(("ours", "bare"))}
@@ -309,10 +301,10 @@ def publish(results: dict[str, list[float]], waste: float, packed: list[report.R
     rows.append(
         report.Row("bytes that one corrupted piece adds", added, f"at most {WASTE_MAX:.0%}", ratio, 1.0, ratio >= 1)
     )
-    rows += packed
     missing = [name for name in ("aria2c", "libtorrent v2") if not any(name in key for key in results)]
     note = f"loopback, medians of {RUNS}, synced, in {root.parent}, nginx and ours as servers"
-    report.publish("shards", rows, note + (f"; not installed: {', '.join(missing)}" if missing else ""))
+    rows += more
+    report.publish("shards", rows, note + (f"; not installed: {', '.join(missing)}" if missing else "") + "; " + said)
 
 
 def folder() -> str | None:
@@ -328,6 +320,10 @@ if __name__ == "__main__":
         case []:
             with tempfile.TemporaryDirectory(prefix="bench-shards-", dir=folder()) as made:
                 measure(Path(made))
+        case ["swarm"]:
+            with tempfile.TemporaryDirectory(prefix="bench-swarm-", dir=folder()) as made:
+                rows, said = swarm.measure(Path(made), make_shard(Path(made), swarm.SIZE))
+                report.publish("shards-swarm", rows, said)
         case ["http", root]:
             serve_http(Path(root))
         case ["peer", root, *lies]:

@@ -1,11 +1,15 @@
 """libtorrent as `make bench-shards` uses it: a seeder in one process, a downloader in another.
 
 `python -m tests.benchmarks.torrent seed FILE` prints its port and seeds; `... fetch FILE PORT FOLDER` downloads that
-file into FOLDER and prints the seconds it took. Both use the same v2 torrent of FILE, with pieces of 1 MiB.
+file into FOLDER and prints the seconds it took. All use the same v2 torrent of FILE, with pieces of 1 MiB.
+
+`... swarm FILE RATE FOLDER` is one of many, with RATE bytes a second both ways: it prints its port, reads everybody's
+(a JSON list in one line), prints when it had FILE in FOLDER, serves on until another line, and prints what it sent.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -28,7 +32,7 @@ def torrent(file: Path) -> Any:
     return lt.torrent_info(str(cached))
 
 
-def session() -> Any:
+def session(**settings: object) -> Any:
     import libtorrent as lt
 
     off = dict.fromkeys(("enable_dht", "enable_lsd", "enable_upnp", "enable_natpmp"), False)
@@ -39,7 +43,7 @@ def session() -> Any:
         "mixed_mode_algorithm": 0,
         "enable_incoming_utp": False,
     }
-    return lt.session({"listen_interfaces": "127.0.0.1:0", "enable_outgoing_utp": False, **at_once, **off})
+    return lt.session({"listen_interfaces": "127.0.0.1:0", "enable_outgoing_utp": False, **at_once, **off, **settings})
 
 
 def seed(file: Path) -> None:
@@ -66,8 +70,39 @@ def fetch(file: Path, port: int, folder: Path) -> None:
     print(time.perf_counter() - began, flush=True)
 
 
+def swarm(file: Path, rate: int, folder: Path) -> None:
+    import libtorrent as lt
+
+    # What is sent of protocol and headers is not counted, as it is not in ours.
+    limits = {"upload_rate_limit": rate, "download_rate_limit": rate, "rate_limit_ip_overhead": False}
+    one = session(**limits, allow_multiple_connections_per_ip=True)
+    everybody = lt.ip_filter()  # as it comes, peers on the same machine have no limit
+    everybody.add_rule("0.0.0.0", "255.255.255.255", 1 << lt.session.global_peer_class_id)
+    one.set_peer_class_filter(everybody)
+    flags = lt.torrent_flags.default_flags
+    if (
+        folder == file.parent
+    ):  # the seeder: without this it gives each piece nearly twice, and all take a quarter longer
+        flags |= lt.torrent_flags.super_seeding
+    handle = one.add_torrent({"ti": torrent(file), "save_path": str(folder), "flags": flags})
+    while handle.status().state in {lt.torrent_status.checking_files, lt.torrent_status.checking_resume_data}:
+        time.sleep(POLL_S)
+    print(one.listen_port(), flush=True)
+    for port in json.loads(sys.stdin.readline()):
+        if port != one.listen_port():
+            handle.connect_peer(("127.0.0.1", port))
+    while not handle.status().is_seeding:
+        time.sleep(POLL_S)
+    print(time.monotonic(), flush=True)
+    sys.stdin.readline()
+    print(handle.status().total_payload_upload, flush=True)
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "seed":
-        seed(Path(sys.argv[2]))
-    else:
-        fetch(Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    match sys.argv[1:]:
+        case ["seed", file]:
+            seed(Path(file))
+        case ["fetch", file, port, folder]:
+            fetch(Path(file), int(port), Path(folder))
+        case ["swarm", file, rate, folder]:
+            swarm(Path(file), int(rate), Path(folder))

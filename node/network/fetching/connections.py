@@ -30,11 +30,13 @@ class Lacks(Busy):
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a source has of a shard and what it has asked others for: bit i is piece i. `others` may have pieces too."""
+    """What a source has of a shard, what it has asked others for, and what others asked it for: bit i is piece i.
+    `others` may have pieces too."""
 
     have: int
     coming: int = 0
     others: tuple[NodeId, ...] = ()
+    given: int = 0
 
 
 class Receiver(Protocol):
@@ -117,9 +119,10 @@ class _Peer:
         have = await self._connection.run(lambda: self._connection.have(shard.sha256, shard.piece_count))
         bits = int.from_bytes(have.bits, "little") if have.bits else (1 << shard.piece_count) - 1
         coming = int.from_bytes(have.coming, "little")
-        if (bits | coming) >> shard.piece_count:
+        given = int.from_bytes(have.given, "little")
+        if (bits | coming | given) >> shard.piece_count:
             raise BadPeer(f"claims pieces beyond the {shard.piece_count:,} of the shard")
-        return Holding(bits, coming, tuple(map(NodeId, have.others)))
+        return Holding(bits, coming, tuple(map(NodeId, have.others)), given)
 
     async def fetch(self, pieces: range, receiver: Receiver) -> None:
         shard, chooser = self._shard, self._chooser

@@ -4,6 +4,7 @@ Every byte is proved before it counts, so a source can waste time but not do har
 may have what.
 """
 
+import functools
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -17,7 +18,8 @@ import trio
 from contracts.errors import BadPeer, Busy, Conflict, Corrupt, NotFound
 from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
 from node.network.fetching import connections
-from node.network.fetching.flight import Flight, Means
+from node.network.fetching.flight import Flight
+from node.network.fetching.means import Means
 from node.network.fetching.meter import Meter
 from node.network.fetching.records import Records
 from node.network.fetching.statistics import FetcherStatistics
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 LANES_MIN: Final = 2
 LANES_MAX: Final = 8
 """Connections for one shard at once, unless told otherwise."""
+ASKED_AROUND: Final = 4
+"""Members picked at random that are asked when nobody who is known gives anything."""
 
 Progress = Callable[[int], None]
 """Called with the bytes of the shard that are proved and here now, first with what lay here already."""
@@ -57,21 +61,29 @@ class Fetcher:
         identity: NodeIdentity,
         *,
         locate: Callable[[NodeId], Sequence[PeerSource]] = lambda node_id: (),
+        members: Callable[[], Sequence[NodeId]] = lambda: (),
         limits: DataLimits | None = None,
         pace: Pace | None = None,
         lanes_max: int = LANES_MAX,
         compression: bool = True,
         rng: random.Random | None = None,
     ) -> None:
-        """`locate` says where a node is that a peer named as one that may have pieces. Without `compression` peers are
-        asked for every piece as it is."""
+        """`locate` says where a node is that a peer named as one that may have pieces; `members` who else may fetch the
+        same. Without `compression` peers are asked for every piece as it is."""
         rng, pace = rng or random.Random(), pace or Pace(0)
-        if pace.bytes_per_s:  # with more connections each would seem silent
-            lanes_max = min(lanes_max, max(LANES_MIN, pace.bytes_per_s // PIECE_SIZE))
         self._store = store
         self._records = Records(rng)
-        limits = limits or DataLimits()
-        self._means = Means(identity, limits, self._records, pace, rng, locate, lanes_max, compression)
+        self._means = Means(
+            identity,
+            limits or DataLimits(),
+            self._records,
+            pace,
+            rng,
+            locate,
+            lanes_within(pace.bytes_per_s, lanes_max),
+            connect=functools.partial(connections.connect, compression=compression),
+            anybody=lambda: anybody(members(), locate, rng),
+        )
         self._locks: dict[bytes, tuple[trio.Lock, int]] = {}
         self._flights: dict[ShardHash, Flight] = {}
         self._listeners: dict[ShardHash, list[Progress]] = {}
@@ -234,3 +246,17 @@ class _Sample:
 
     def wake(self) -> None:
         """Nobody waits."""
+
+
+def lanes_within(bytes_per_s: int, lanes_max: int) -> int:
+    """How many connections to have with a limit on what comes in (0: none): with more than those that bring a piece in
+    2 s each would seem silent."""
+    return min(lanes_max, max(LANES_MIN, 2 * bytes_per_s // PIECE_SIZE)) if bytes_per_s else lanes_max
+
+
+def anybody(
+    members: Sequence[NodeId], locate: Callable[[NodeId], Sequence[PeerSource]], rng: random.Random
+) -> list[PeerSource]:
+    """Where some of these nodes are, picked at random."""
+    picked = rng.sample(members, min(ASKED_AROUND, len(members)))
+    return [source for node_id in picked for source in locate(node_id)]

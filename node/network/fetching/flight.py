@@ -6,8 +6,7 @@ what arrived.
 """
 
 import logging
-import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,15 +15,14 @@ import trio
 from contracts.errors import BadPeer, Busy, Refused
 from contracts.types import NodeId
 from node.network.fetching import queue
-from node.network.fetching.connections import Connection, Holding, Lacks, connect
+from node.network.fetching.connections import Connection, Holding, Lacks
+from node.network.fetching.means import Means
 from node.network.fetching.meter import Meter
 from node.network.fetching.queue import Lane, PieceQueue, Run
-from node.network.fetching.records import Records
 from node.network.fetching.statistics import FlightInfo, time_left_s
-from node.network.identity import NodeIdentity
-from node.network.pace import Pace, Share
+from node.network.pace import Share
 from node.network.sources import PeerSource, Source
-from node.network.wire import DataLimits, NotThere, piece_bytes
+from node.network.wire import NotThere, piece_bytes
 from node.storage.manifest import ManifestShard
 from node.storage.partial import PartialShard
 
@@ -40,28 +38,16 @@ RETRY_S_MIN: Final = 0.5
 RETRY_S_MAX: Final = 30.0
 POLL_S: Final = 0.5
 """How often a source that has only a part of the shard is asked what it has by now."""
+MISSES_COUNTED_MAX: Final = 3
+"""One that has nothing yet is asked again after POLL_S, then twice that, doubled so many times."""
 HEAR_S: Final = 2.0
 """How often one that has all of it is asked who else fetches it."""
-WATCH_S: Final = 0.25
+FRESH_S: Final = 0.1
+"""The same while others do: before nearly every run, so that no two nodes ask it for the same piece."""
+WATCH_S: Final = 0.5
 """How often a lane without work looks whether another has gone silent."""
 STARVED_S: Final = 10.0
 """A lane that had no work for this long ends."""
-
-
-@dataclass
-class Means:
-    """What all flights of a process share."""
-
-    identity: NodeIdentity
-    limits: DataLimits
-    records: Records
-    pace: Pace
-    rng: random.Random
-    locate: Callable[[NodeId], Sequence[PeerSource]]
-    """Where a node is that another one named."""
-    lanes_max: int
-    compression: bool = True
-    """Peers may send pieces packed."""
 
 
 @dataclass
@@ -75,6 +61,8 @@ class _Candidate:
     """It has brought a piece."""
     failures: int = 0
     """In a row, without a piece between them."""
+    misses: int = 0
+    """How often it had nothing yet."""
     due: float = 0.0
     is_spent: bool = False
     """Its last connection brought nothing; it is tried again in a while if others keep the flight going."""
@@ -98,8 +86,14 @@ class Flight:
         self._meter.start(trio.current_time())
         self._bytes_here = self.shard.size - self.partial.missing_bytes
         self._lanes = 0
+        self._located: set[NodeId] = set()
+        """Those who fetch this too and were added: they are named at every turn."""
+        self._has_asked_around = False
+        self._heard = trio.current_time()
+        """When a piece came last, or the flight began."""
         self._at_work: list[_Brought] = []
         self._changed = trio.Event()
+        self._freed = trio.Event()
         self._failure: Refused | None = None
         self.coming = b""
         """The pieces that sources were asked for, as bits; read by other threads."""
@@ -123,9 +117,13 @@ class Flight:
 
     def hear_of(self, others: Iterable[NodeId]) -> None:
         """Other nodes fetch this shard: what they have may be of use here, and the other way round."""
-        found = [source for node_id in others for source in self.means.locate(node_id)]
-        self._queue.is_shared |= bool(found)
-        self.add(found, is_hearsay=True)
+        if len(self._candidates) >= SOURCES_KNOWN_MAX:
+            return
+        for node_id in others:
+            if node_id not in self._located and (found := self.means.locate(node_id)):
+                self._located.add(node_id)
+                self._queue.is_shared = True
+                self.add(found, is_hearsay=True)
 
     async def run(self) -> None:
         """Return once every piece is here. Raises Busy when nobody gives more, and what our own disk raised."""
@@ -134,7 +132,9 @@ class Flight:
             nursery.start_soon(self._hash_behind, nursery.cancel_scope)
             while self._queue.missing:
                 next_due = self._start_lanes(nursery)
-                if not self._lanes:
+                if not self._lanes and self._ask_around():
+                    continue
+                if not (self._lanes or self._is_hopeful()):
                     break
                 await self._wait(next_due)
             nursery.cancel_scope.cancel()
@@ -189,6 +189,20 @@ class Flight:
                 next_due = min(next_due, candidate.due)
         return next_due
 
+    def _ask_around(self) -> bool:
+        """Once for each flight; whether there is somebody new to ask. The holders may be full while many fetch the
+        same, and each of these knows others."""
+        if self._has_asked_around:
+            return False
+        self._has_asked_around = True
+        known = len(self._candidates)
+        self.add(self.means.anybody(), is_hearsay=True)
+        return len(self._candidates) > known
+
+    def _is_hopeful(self) -> bool:
+        """Whether to wait though nobody gives anything: others fetch this shard too, and not for long nothing came."""
+        return bool(self._located) and trio.current_time() - self._heard < STARVED_S
+
     def _count_silent(self, now: float) -> int:
         """Connections that bring nothing: others may be made beside them, or a few dead sources would keep them out."""
         return sum(now - brought.heard >= queue.SILENT_S for brought in self._at_work)
@@ -200,7 +214,7 @@ class Flight:
         self.means.records.opened(source)
         try:
             means = self.means
-            async with connect(source, self.shard, means.identity, means.limits, means.compression) as connection:
+            async with means.connect(source, self.shard, means.identity, means.limits) as connection:
                 await self._use(connection, source, brought)
             self._end(candidate, brought.pieces, POLL_S)
         except (BadPeer, Busy) as error:
@@ -217,7 +231,8 @@ class Flight:
     def _note_failure(self, source: Source, candidate: _Candidate, error: BadPeer | Busy, pieces: int) -> None:
         if isinstance(error, NotThere) and candidate.is_hearsay:
             log.debug("the source %s has nothing yet: %s", source, error)
-            self._end(candidate, pieces, POLL_S)
+            self._end(candidate, pieces, POLL_S * 2 ** min(candidate.misses, MISSES_COUNTED_MAX))
+            candidate.misses += 1
             return
         self.means.records.failed(source, error, trio.current_time())
         self._add_reason(f"{source}: {error}")
@@ -234,14 +249,14 @@ class Flight:
         candidate.is_spent = not pieces
         candidate.due = trio.current_time() + (0.0 if pieces else pause_s)
         if pieces:
-            candidate.failures = 0
+            candidate.failures = candidate.misses = 0
 
     # What a connection does
 
     async def _use(self, connection: Connection, source: Source, brought: "_Brought") -> None:
         """Take run after run, until the shard is whole or this source has had nothing to give for a while."""
         holding = await self._ask(connection)
-        lane = self._queue.join(holding.have, holding.coming)
+        lane = self._queue.join(holding.have, holding.coming, holding.given)
         self._sources[lane] = source
         receiver = _Receiver(self, source, lane, brought)
         working = asked = trio.current_time()
@@ -251,9 +266,9 @@ class Flight:
                 if refusal and (lane.refused.bit_count() >= REFUSALS_MAX or not self._queue.can_use(lane)):
                     raise refusal
                 now = trio.current_time()
-                if now - asked >= (HEAR_S if lane.have == self._queue.everything else POLL_S):
+                if now - asked >= self._holds_for_s(lane):
                     holding = await self._ask(connection)
-                    self._queue.update(lane, holding.have, holding.coming)
+                    self._queue.update(lane, holding.have, holding.coming, holding.given)
                     asked = trio.current_time()
                 if run := self._queue.take(lane, now, brought.rate()):
                     try:
@@ -269,10 +284,20 @@ class Flight:
                     self._add_reason(f"{source} has none of the missing pieces")
                     return
                 else:
-                    await self._wait(now + WATCH_S)
+                    brought.heard = now  # it is not silent: it was not asked
+                    with trio.move_on_at(now + WATCH_S):
+                        await self._freed.wait()
         finally:
+            if lane.asked:
+                self._free()
             self._queue.leave(lane)
             del self._sources[lane]
+
+    def _holds_for_s(self, lane: Lane) -> float:
+        """How long what its source said of itself is good for."""
+        if lane.have != self._queue.everything:
+            return POLL_S
+        return FRESH_S if self._queue.is_shared else HEAR_S
 
     async def _ask(self, connection: Connection) -> Holding:
         """What the source has by now; who else may have some is heard of."""
@@ -281,9 +306,8 @@ class Flight:
         return holding
 
     async def _bring(self, connection: Connection, run: Run, receiver: "_Receiver") -> None:
-        if run.silent is not None:
-            seconds = trio.current_time() - run.silent.heard
-            self._note_silent(self._sources[run.silent], run.pieces.start, seconds)
+        if run.silent is not None and (waited_s := trio.current_time() - run.silent.heard) >= queue.SILENT_S:
+            self._note_silent(self._sources[run.silent], run.pieces.start, waited_s)
         self._note_coming()
         await connection.fetch(run.pieces, receiver)
 
@@ -307,16 +331,24 @@ class Flight:
             self._wake()
         if self._queue.arrived(lane, index, now):
             self._meter.add(size, now)
+            self._heard = now
             self._bytes_here += size
             self.on_bytes(self._bytes_here)
             if not self._queue.missing:
                 self._wake()
+                self._free()
 
     # Waiting
 
     def _wake(self) -> None:
+        """There may be a connection to make."""
         self._changed.set()
         self._changed = trio.Event()
+
+    def _free(self) -> None:
+        """Lanes without work may look again: pieces that another one was asked for are free, or all are here."""
+        self._freed.set()
+        self._freed = trio.Event()
 
     async def _wait(self, until: float) -> None:
         with trio.move_on_at(until):

@@ -7,8 +7,8 @@ Only pieces within a window after the first missing one are given out: the shard
 order, and what it reads back must still be in memory. For the same reason pieces are taken in order while every
 source has them all; in a swarm, where nodes live on what they have that others lack, from a random place on.
 
-A lane that has nothing left to take takes over from one that has been silent for long (the end game). A piece is
-asked of two lanes at most.
+A lane that has nothing left to take takes over from one that has been silent for long, or that is much slower once
+every missing piece was asked of somebody (the end game). A piece is asked of two lanes at most.
 """
 
 import random
@@ -29,6 +29,11 @@ SILENT_S: Final = 2.0
 """A lane that has brought nothing for this long may be taken over from, unless its pieces are known to take longer."""
 SILENT_PIECES: Final = 3
 """Then it may after the time that so many of its pieces take."""
+SOONER_TIMES: Final = 2
+"""At the end a piece is asked of a second source when the first will take more than so many times as long: one with a
+long queue, such as the only node that has everything, would keep everybody's last pieces waiting."""
+SOONER_S: Final = 0.5
+"""But not before the first has had this long: its last piece may have taken long for once."""
 LANES_PER_PIECE_MAX: Final = 2
 COUNTED_COPIES_MAX: Final = 8
 """What more lanes than this have is not told apart by rarity."""
@@ -42,6 +47,8 @@ class Lane:
     """The pieces its source has."""
     coming: int = 0
     """The pieces its source will have soon: others need not ask the few that have them now."""
+    given: int = 0
+    """The pieces its source gave to others, whom this node need not know: each is as good as one more copy."""
     refused: int = 0
     """The pieces it said it had and did not give."""
     asked: int = 0
@@ -56,7 +63,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring pieces to ask of a lane; `silent` is the lane they were taken over from, if any."""
+    """Neighbouring pieces to ask of a lane; `silent` is the lane they were taken over from, if any: silent, or slow."""
 
     pieces: range
     silent: Lane | None = None
@@ -84,17 +91,18 @@ class PieceQueue:
     def everything(self) -> int:
         return (1 << self.piece_count) - 1
 
-    def join(self, have: int, coming: int = 0) -> Lane:
+    def join(self, have: int, coming: int = 0, given: int = 0) -> Lane:
         """A new connection, whose source has these pieces; what lies beyond the shard is not believed."""
         lane = Lane(0)
-        self.update(lane, have, coming)
+        self.update(lane, have, coming, given)
         self.lanes.append(lane)
         return lane
 
-    def update(self, lane: Lane, have: int, coming: int = 0) -> None:
+    def update(self, lane: Lane, have: int, coming: int = 0, given: int = 0) -> None:
         """The source has these pieces by now."""
         lane.have = have & self.everything & ~lane.refused
         lane.coming = coming & self.everything
+        lane.given = given & self.everything
 
     def refuse(self, lane: Lane, index: int) -> None:
         """Its source did not give a piece it was asked for."""
@@ -132,7 +140,7 @@ class PieceQueue:
             run = Run(range(first, first + min(lane.length_max, self._length(free, first, bytes_per_s))))
             lane.length_max = 2 * len(run.pieces)
         else:
-            run = self._take_over(useful, now)
+            run = self._take_over(lane, useful, now)
         if run is not None:
             lane.asked = (1 << run.pieces.stop) - (1 << run.pieces.start)
             lane.heard = now
@@ -164,11 +172,11 @@ class PieceQueue:
         return _lowest(rarest >> beyond << beyond or rarest)
 
     def _rarest(self, pieces: int) -> int:
-        """Those of `pieces` that the fewest lanes have or will have soon."""
+        """Those of `pieces` of which the fewest copies are known: what lanes have, will have soon, and gave away."""
         at_least = [pieces] + [0] * COUNTED_COPIES_MAX
-        for lane in self.lanes:
+        for copies in (copies for lane in self.lanes for copies in (lane.have | lane.coming, lane.given)):
             for count in range(COUNTED_COPIES_MAX, 0, -1):
-                at_least[count] |= at_least[count - 1] & (lane.have | lane.coming)
+                at_least[count] |= at_least[count - 1] & copies
         for count in range(COUNTED_COPIES_MAX):
             if exactly := at_least[count] & ~at_least[count + 1]:
                 return exactly
@@ -185,10 +193,15 @@ class PieceQueue:
         seconds = RUN_IN_SWARM_S if self._in_swarm() else RUN_S
         return max(1, min(neighbours, share, RUN_PIECES_MAX, int(bytes_per_s * seconds / PIECE_SIZE)))
 
-    def _take_over(self, useful: int, now: float) -> Run | None:
-        """One piece of the lane that has been silent the longest, if that is long for it."""
+    def _take_over(self, lane: Lane, useful: int, now: float) -> Run | None:
+        """One piece of the lane that has been silent the longest, if that is long for it; or, when every missing piece
+        was asked of somebody, if this lane will have brought it long before."""
+        is_end = not self._window() & ~self.asked()
         for silent in sorted(self.lanes, key=lambda other: other.heard):
-            if now - silent.heard < max(SILENT_S, SILENT_PIECES * silent.piece_s):
+            waited_s = now - silent.heard
+            left_s = silent.piece_s - waited_s
+            is_sooner = is_end and waited_s >= SOONER_S and 0 < SOONER_TIMES * lane.piece_s < left_s
+            if waited_s < max(SILENT_S, SILENT_PIECES * silent.piece_s) and not is_sooner:
                 continue
             pieces = useful & silent.asked
             while pieces:

@@ -149,7 +149,22 @@ def test_askers_are_bounded() -> None:
     for number in range(3 * NODES_PER_SHARD_MAX):
         others = askers.others(ShardHash(bytes(32)), NodeId(str(number)), 0.0)
     assert len(others) == OTHERS_MAX
-    assert len(askers._by_shard[ShardHash(bytes(32))]) == NODES_PER_SHARD_MAX
+    assert len(askers._by_shard[ShardHash(bytes(32))].nodes) == NODES_PER_SHARD_MAX
     for number in range(2 * SHARDS_MAX):
         askers.others(ShardHash(number.to_bytes(32)), NodeId("a"), 0.0)
     assert len(askers._by_shard) == SHARDS_MAX
+
+
+def test_what_was_given_is_told_until_everything_was() -> None:
+    askers, shard = Askers(), ShardHash(bytes(32))
+    assert askers.given(shard) == b""
+    askers.gave(shard, range(1, 3), 10)
+    assert askers.given(shard) == bytes([0b110])
+    askers.gave(shard, range(9, 10), 10)
+    assert askers.given(shard) == bytes([0b110, 0b10])
+    assert askers.given(ShardHash(bytes([1]) * 32)) == b"", "another shard's pieces are others"
+    askers.gave(shard, range(2**32 - 5, 2**32), 10)
+    askers.gave(shard, range(8, 2**32), 10)
+    assert askers.given(shard) == bytes([0b110, 0b11]), "pieces that there are not cost nothing"
+    askers.gave(shard, range(10), 10)
+    assert askers.given(shard) == b"", "what says nothing any more is forgotten"

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from contracts.types import PIECE_SIZE
-from node.network.fetching.queue import LANES_PER_PIECE_MAX, RUN_PIECES_MAX, SILENT_S, WINDOW_PIECES, Lane, PieceQueue
+from node.network.fetching.queue import (
+    LANES_PER_PIECE_MAX,
+    RUN_PIECES_MAX,
+    SILENT_S,
+    SOONER_S,
+    SOONER_TIMES,
+    WINDOW_PIECES,
+    Lane,
+    PieceQueue,
+)
 
 FAST = 1e12
 """Bytes a second: a run is then as long as it may be."""
@@ -73,8 +82,9 @@ class Fetch(RuleBasedStateMachine):
             if run.silent is None:
                 assert not elsewhere >> index & 1, "another lane is at it"
         if run.silent is not None:
-            assert self.now - run.silent.heard >= SILENT_S
             assert run.silent is not lane
+            waited_s = self.now - run.silent.heard
+            assert waited_s >= SILENT_S or SOONER_TIMES * lane.piece_s < run.silent.piece_s - waited_s
 
     @rule(data=st.data())
     def arrive(self, data: st.DataObject) -> None:
@@ -147,6 +157,20 @@ def test_the_first_piece_asked_for_is_one_of_the_rarest(haves: list[int], seed: 
     else:
         assert run is not None
         assert copies[run.pieces.start] == min(copies.values())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**8 - 1), st.integers(0, 2**8 - 1)), min_size=1, max_size=4))
+def test_what_a_source_gave_to_others_counts_as_a_copy(known: list[tuple[int, int]]) -> None:
+    """Two nodes that do not know each other then ask the only one that has everything for different pieces."""
+    queue = queue_of(8)
+    seeder = queue.join(queue.everything, 0, known[0][1])
+    for have, given_away in known[1:]:
+        queue.join(have, 0, given_away)
+    run = queue.take(seeder, 0.0, 0.0)
+    assert run is not None
+    lanes = queue.lanes
+    copies = [sum((lane.have >> i & 1) + (lane.given >> i & 1) for lane in lanes) for i in range(8)]
+    assert copies[run.pieces.start] == min(copies)
 
 
 def test_from_complete_sources_pieces_come_in_order() -> None:
@@ -235,6 +259,46 @@ def test_a_lane_whose_pieces_take_long_is_given_longer() -> None:
     run = queue.take(other, 5.0 + 15.0, 0.0)
     assert run is not None
     assert run.silent is slow
+
+
+def paced(queue: PieceQueue, index: int, piece_s: float) -> Lane:
+    """A lane whose source took so long for a piece, which is here now."""
+    lane = queue.join(1 << index)
+    assert queue.take(lane, -piece_s, 0.0) is not None
+    assert queue.arrived(lane, index, 0.0)
+    queue.finish(lane)
+    queue.update(lane, queue.everything)
+    return lane
+
+
+def test_at_the_end_a_fast_source_takes_over_from_one_with_a_long_queue() -> None:
+    queue = queue_of(4)
+    slow, fast = paced(queue, 0, 12.0), paced(queue, 1, 0.5)
+    run = queue.take(slow, 0.0, 0.0)
+    assert run is not None
+    other = queue.take(fast, 0.0, 0.0)
+    assert other is not None
+    assert other.silent is None, "there was a piece that nobody was asked for"
+    queue.arrived(fast, other.pieces.start, 0.5)
+    queue.finish(fast)
+    again = queue.take(fast, 0.5, 0.0)
+    assert again is not None
+    assert (again.pieces, again.silent) == (run.pieces, slow)
+
+
+def test_one_that_took_long_once_may_show_that_it_does_not_always() -> None:
+    queue = queue_of(3)
+    slow, fast = paced(queue, 0, 12.0), paced(queue, 1, 0.001)
+    assert queue.take(slow, 0.0, 0.0) is not None
+    assert queue.take(fast, SOONER_S - 0.1, 0.0) is None
+    assert queue.take(fast, SOONER_S, 0.0) is not None
+
+
+def test_at_the_end_nothing_is_asked_twice_where_it_hardly_comes_sooner() -> None:
+    queue = queue_of(3)
+    slow, fast = paced(queue, 0, 1.5), paced(queue, 1, 0.5)
+    assert queue.take(slow, 0.0, 0.0) is not None
+    assert queue.take(fast, 0.6, 0.0) is None
 
 
 def test_what_a_lost_lane_was_asked_for_is_free_at_once() -> None:

@@ -212,6 +212,11 @@ async def test_what_has_come_of_a_shard_in_flight_is_served_and_told(world: Worl
                         partial.write(index, data[index * PIECE_SIZE : (index + 1) * PIECE_SIZE])
                     partial.commit()
                 assert await peer.run(have) == b"", "all of it"
+
+                def given() -> bytes:
+                    return peer.have(shard.sha256, shard.piece_count).given
+
+                assert await peer.run(given) == bytes([0b00110000]), "what it was asked for"
                 assert await peer.run(lambda: piece(4)) == data[4 * PIECE_SIZE : 5 * PIECE_SIZE]
             nursery.cancel_scope.cancel()
 

@@ -1,0 +1,44 @@
+"""Who has a place at a node's data plane, and who has to wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts.errors import Busy
+from contracts.types import PIECE_SIZE, NodeId
+from node.network.places import Places
+from node.network.wire import DataLimits
+
+LIMITS = DataLimits(connections_max=6, connections_per_peer_max=2, handshakes_max=3, handshakes_per_address_max=2)
+A, B, C, D = map(NodeId, "abcd")
+
+
+def test_strangers_are_bounded_by_address_and_altogether() -> None:
+    places = Places(LIMITS, 0)
+    assert [places.enter_handshake(address) for address in "xxxyy"] == [True, True, False, True, False]
+    assert places.handshakes == 3
+    places.leave_handshake("x")
+    assert places.enter_handshake("y")
+    for address in "xyy":
+        places.leave_handshake(address)
+    assert places.handshakes == 0
+
+
+def test_members_are_bounded_by_node_and_altogether() -> None:
+    places = Places(LIMITS, 0)
+    for node_id in (A, A, B, B, C):
+        places.take(node_id)
+    with pytest.raises(Busy, match="a has 2 connections already"):
+        places.take(A)
+    places.take(D)
+    with pytest.raises(Busy, match="6 connections are open, the most this node serves"):
+        places.take(C)
+    places.leave(A)
+    places.take(C)
+    assert places.connections == 6
+
+
+@pytest.mark.parametrize(("pieces_per_s", "most"), [(0, 6), (10, 6), (0.2, 3), (0.01, 1)])
+def test_with_a_narrow_link_fewer_have_a_place(pieces_per_s: float, most: int) -> None:
+    """Each still gets a piece in half the 30 s that it waits for one."""
+    assert Places(LIMITS, int(pieces_per_s * PIECE_SIZE) + (pieces_per_s > 0)).most == most
