@@ -89,11 +89,11 @@ BLOCKS: list[list[Step]] = [
     [(ADMIN, AddAuthority(STRANGER.address), ENOUGH), (ADMIN, RemoveAuthority(STRANGER.address), ENOUGH)],
 ]
 
-ROOTS = "0xfe0c92f0fcf75a81f551597a5ea20751cba5e02cb2725babe11bdc97cc4df36b"
+ROOTS = "0x98f379ecab201906656b371e07203a897627d3fd973ba6100a6ed5f01f5c125b"
 """Keccak of what execution decides of all headers of the chain with these blocks, as it was when every opcode and every
 node went through py-evm alone."""
 
-RECEIPTS = "0x8965e6a203a15f641bad3138a1cab238b134e8122fe17262cadf2e58571b38d3"
+RECEIPTS = "0x569dc829082d6cf677aa12a7bfd1a4f9b9f7803c33ad7cb860cffc4b420ec03b"
 """Keccak of all its receipts."""
 
 
