@@ -90,8 +90,8 @@ BLOCKS: list[list[Step]] = [
 ]
 
 ROOTS = "0x98f379ecab201906656b371e07203a897627d3fd973ba6100a6ed5f01f5c125b"
-"""Keccak of what execution decides of all headers of the chain with these blocks, as it was when every opcode and every
-node went through py-evm alone."""
+"""Keccak of what execution decides of all headers of the chain with these blocks, as py-evm alone makes it of the
+contracts of today."""
 
 RECEIPTS = "0x569dc829082d6cf677aa12a7bfd1a4f9b9f7803c33ad7cb860cffc4b420ec03b"
 """Keccak of all its receipts."""
