@@ -52,7 +52,6 @@ class ReplicationStatistics:
     """What the newest passes could not do, a line each."""
     pieces_damaged: int
     shards_short: int
-    """Of the whole network: those with fewer copies on nodes that are there than there should be."""
 
 
 @dataclass(repr=False)
@@ -103,8 +102,11 @@ class Replication:
         wanted = self.wanted()
         held = sum(self.store.held(model.shard_hashes[index]) for model, index in wanted)
         failures = tuple(failure for of_loop in self._failures.values() for failure in of_loop)
-        short = len(self.share.short(self.replay.state, trio.current_time()))
-        return ReplicationStatistics(len(wanted), held, failures, self.scrubbing.pieces_damaged, short)
+        return ReplicationStatistics(len(wanted), held, failures, self.scrubbing.pieces_damaged, self.shards_short())
+
+    def shards_short(self) -> int:
+        """Of the whole network: those with fewer copies on nodes that are there than there should be."""
+        return len(self.share.short(self.replay.state, trio.current_time()))
 
     def live(self) -> frozenset[NodeId]:
         """The members that are there."""
@@ -158,7 +160,7 @@ class Replication:
 
     def _warn(self) -> None:
         """Say in the log when the network comes to have too few copies, and when it has enough again."""
-        short = len(self.share.short(self.replay.state, trio.current_time()))
+        short = self.shards_short()
         if short != self._short:
             level = logging.WARNING if short > self._short else logging.INFO
             log.log(level, "%d shards have fewer than %d copies on nodes that are there", short, self.share.redundancy)
@@ -291,7 +293,8 @@ class Replication:
         many bytes are free; those given up, which may be fewer. None of a model that `keeps` names, and none before as
         many others have proved by a piece that they have it."""
         dropped: list[tuple[Model, int]] = []
-        spare = self._spare(set(self.store.held_shards()), keeps)
+        held = set(self.store.held_shards())
+        spare = self.share.spare(self.replay.state, held, trio.current_time(), keeps)
         for model in self.replay.state.registry.models.values():
             chosen = []
             for index, shard_hash in enumerate(model.shard_hashes):
@@ -302,18 +305,6 @@ class Replication:
             if chosen:
                 dropped += await self._drop(model, chosen)
         return dropped
-
-    def _spare(self, hashes: set[ShardHash], keeps: Callable[[Model], bool] = lambda model: False) -> set[ShardHash]:
-        """Those of these shards that may be given up in every model that has them, and are in one at least."""
-        state, moment = self.replay.state, trio.current_time()
-        known, needed = set(), set()
-        for model in state.registry.models.values():
-            for index, shard_hash in enumerate(model.shard_hashes):
-                if shard_hash in hashes:
-                    known.add(shard_hash)
-                    if keeps(model) or not self.share.is_spare(state, model, index, moment):
-                        needed.add(shard_hash)
-        return known - needed
 
     async def _is_proved_elsewhere(self, model: Model, index: int) -> bool:
         """Whether enough other nodes have a shard, and not only say so; of a retired model nobody need have it."""
@@ -341,7 +332,7 @@ class Replication:
                 announced = self.replay.state.shards.announced_by(self.node_id, model.key)
                 if withdrawn := tuple(index for index in indices if index in announced):
                     await self.send(WithdrawShards(self.node_id, model.model_id, model.version, withdrawn))
-                spare = self._spare(hashes)
+                spare = self.share.spare(self.replay.state, hashes, trio.current_time())
                 for index in indices:
                     if model.shard_hashes[index] in spare:
                         await trio.to_thread.run_sync(self.store.remove, model.shard_hashes[index])

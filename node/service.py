@@ -193,7 +193,7 @@ class Service:
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
-            shards_short=self.replication.statistics().shards_short,
+            shards_short=self.replication.shards_short(),
             fetching=fetched,
             state_alarms=self.agreement.alarms(),
             consensus=self.consensus.statistics(),

@@ -7,6 +7,7 @@ fetches nothing.
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -65,10 +66,6 @@ class Share:
         found = self.leases.live(state, moment)
         return found | {self.node_id} if self.node_id in state.members.members else found
 
-    def copies(self, state: State, model: Model, index: int, moment: float) -> frozenset[NodeId]:
-        """Who holds a shard and is there."""
-        return state.shards.holders_of(model.key, index) & self.live(state, moment)
-
     def short(self, state: State, moment: float) -> tuple[tuple[Model, int], ...]:
         """The shards of the network with fewer copies on nodes that are there than there should be."""
         live = self.live(state, moment)
@@ -85,12 +82,32 @@ class Share:
             )
         return self._short
 
-    def is_spare(self, state: State, model: Model, index: int, moment: float) -> bool:
-        """Whether this node may give a shard up: others should hold it, and enough of them do."""
-        others = self.copies(state, model, index, moment) - {self.node_id}
-        self._note_candidates(state, self.live(state, moment))
-        is_ours = not model.retired and self.node_id in self._keepers_of(state, model, index)
-        return not is_ours and (model.retired or len(others) >= self.redundancy)
+    def spare(
+        self,
+        state: State,
+        hashes: Set[ShardHash],
+        moment: float,
+        keeps: Callable[[Model], bool] = lambda model: False,
+    ) -> set[ShardHash]:
+        """Those of these shards that this node may give up: in every model that has one others should hold it, and
+        enough of them do. None of a model that `keeps` names, nor one that no model has."""
+        live = self.live(state, moment)
+        self._note_candidates(state, live)
+        known, needed = set[ShardHash](), set[ShardHash]()
+        for model in state.registry.models.values():
+            for index, shard_hash in enumerate(model.shard_hashes):
+                if shard_hash in hashes:
+                    known.add(shard_hash)
+                    if keeps(model) or self._is_needed(state, model, index, live):
+                        needed.add(shard_hash)
+        return known - needed
+
+    def _is_needed(self, state: State, model: Model, index: int, live: frozenset[NodeId]) -> bool:
+        """Whether a shard here is one that this node should hold, or one of too few copies."""
+        if model.retired:
+            return False
+        others = (state.shards.holders_of(model.key, index) & live) - {self.node_id}
+        return len(others) < self.redundancy or self.node_id in self._keepers_of(state, model, index)
 
     def _note_candidates(self, state: State, live: frozenset[NodeId]) -> None:
         found = tuple(

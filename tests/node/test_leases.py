@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 
 from contracts import events
@@ -153,11 +154,17 @@ def test_spare_is_what_others_should_hold_and_enough_of_them_do() -> None:
     index, holder = next((i, n) for i in range(8) for n in NODES if n not in keeper[i])
     one = share(holder)
     two = later(START, 1001, announced(holder, index), *(announced(n, index) for n in keeper[index][:2]))
-    found = two.registry.find("m")
-    assert not one.is_spare(two, found, index, 0.0), "two others"
+    asked = {two.registry.find("m").shard_hashes[index]}
+    assert not one.spare(two, asked, 0.0), "two others"
     three = later(two, 1002, announced(keeper[index][2], index))
-    assert one.is_spare(three, found, index, 0.0)
-    assert not share(keeper[index][0]).is_spare(three, found, index, 0.0), "it is one of the three"
+    assert one.spare(three, asked, 0.0) == asked
+    assert not one.spare(three, asked, 0.0, keeps=lambda found: found.model_id == "m")
+    assert not one.spare(three, {ShardHash(bytes(32))}, 0.0), "no model has it"
+    assert not share(keeper[index][0]).spare(three, asked, 0.0), "it is one of the three"
     over = later(three, 1002 + LEASE_S, *(renewed(n) for n in NODES if n != keeper[index][0]))
-    one.is_spare(over, found, index, 0.0)
-    assert not one.is_spare(over, found, index, GRACE_S), "one of the others is gone"
+    one.spare(over, asked, 0.0)
+    assert not one.spare(over, asked, GRACE_S), "one of the others is gone"
+    twin = later(three, 1003, msgspec.structs.replace(model("twin"), shard_hashes=model().shard_hashes))
+    assert not one.spare(twin, asked, 0.0), "another model with the same bytes has too few"
+    retired = later(two, 1003, events.ModelRetired(ModelId("m"), Version("1")))
+    assert one.spare(retired, asked, 0.0) == asked

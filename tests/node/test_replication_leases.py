@@ -173,8 +173,9 @@ async def full(around: Surroundings) -> Surroundings:
 
 def spare(around: Surroundings) -> set[int]:
     """What this node need not hold."""
-    share, state = around.replication.share, around.replay.state
-    return {index for index in range(4) if share.is_spare(state, around.model, index, trio.current_time())}
+    share, hashes = around.replication.share, around.model.shard_hashes
+    free = share.spare(around.replay.state, set(hashes), trio.current_time())
+    return {index for index in range(4) if hashes[index] in free}
 
 
 def freed(found: list[tuple[Model, int]]) -> set[int]:
