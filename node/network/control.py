@@ -1,7 +1,8 @@
 """The control plane: stays connected to the network's nodes and keeps the ledger in step with them.
 
 Owns the list of sessions, the dialling and the judgement over peers. Correctness rests on pull sync alone: each node
-asks each connected peer for the blocks after its own head and checks what it gets. Knows no models and no shards.
+asks each connected peer for the blocks after its own head and checks what it gets; gossip is only sooner. Knows no
+models and no shards.
 """
 
 import functools
@@ -15,8 +16,10 @@ from contracts.errors import BadPeer, NotAllowed, Refused
 from contracts.types import NodeId
 from node.network.addresses import ControlAddress, DataAddress
 from node.network.failures import first_failure
+from node.network.gossip import Gossip, topic
 from node.network.host import FRAME_S_MAX, Host, open_host
 from node.network.identity import NodeIdentity
+from node.network.mesh import Mesh, MeshStatistics
 from node.network.messages import (
     ANSWER_BYTES_MAX,
     REQUEST_BYTES_MAX,
@@ -76,6 +79,8 @@ class ControlStatistics:
     transactions_received: int
     transactions_sent: int
     requests_refused: int
+    gossip: MeshStatistics | None
+    """None before it listens."""
 
 
 class ControlPlane:
@@ -113,8 +118,10 @@ class ControlPlane:
         self._sync = Sync(
             ledger, lambda: [s for s in self._sessions.values() if s.is_welcome], self._limits.fast_blocks_min
         )
+        self._gossip = Gossip(ledger, self._sync, self._tell, self._sessions.get, self._submit)
         self._changed = trio.Event()
         self._host: Host | None = None
+        self._mesh: Mesh | None = None
         self._nursery: trio.Nursery | None = None
         self._blocks_served = 0
         self._transactions_received = 0
@@ -144,6 +151,7 @@ class ControlPlane:
             transactions_received=self._transactions_received,
             transactions_sent=self._gone_transactions_sent + sum(s.transactions_sent for s in self._sessions.values()),
             requests_refused=self._requests_refused,
+            gossip=self._mesh.statistics() if self._mesh is not None else None,
         )
 
     def data_addresses(self) -> dict[NodeId, DataAddress]:
@@ -185,6 +193,9 @@ class ControlPlane:
             self._host.on_connected = self._on_connected
             self._host.on_disconnected = self._on_disconnected
             self._host.on_offence = self._on_offence
+            self._mesh = self._host.mesh(topic(self._ledger.genesis_hash), self._gossip.take)
+            self._nursery.start_soon(self._mesh.run)
+            self._nursery.start_soon(self._gossip.run)
             log.info("control plane listens on %s:%d as %s", host, self._host.port, self._identity.node_id)
             task_status.started(self._host.port)
             await self._keep_dialling(self._host, self._nursery)
@@ -242,7 +253,10 @@ class ControlPlane:
             answer_s_max = wait_s + self._limits.answer_s_max
             return decode_answer(await host.request(node_id, encode(request), ANSWER_BYTES_MAX, answer_s_max))
 
-        return Session(node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits)
+        def is_told() -> bool:
+            return self._mesh is not None and self._mesh.reaches(node_id)
+
+        return Session(node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits, is_told)
 
     def _on_disconnected(self, node_id: NodeId) -> None:
         session = self._sessions.get(node_id)
@@ -332,6 +346,10 @@ class ControlPlane:
                 for message in request.messages:
                     self._consensus.receive(node_id, message)
                 return Delivered()
+
+    async def _tell(self, data: bytes) -> None:
+        assert self._mesh is not None
+        await self._mesh.tell(data)
 
     async def _submit(self, session: Session, raw: bytes) -> str:
         try:

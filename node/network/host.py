@@ -38,6 +38,7 @@ from contracts.types import NodeId
 from node.network import muxer
 from node.network.addresses import ControlAddress
 from node.network.identity import NodeIdentity
+from node.network.mesh import Mesh, Take
 from node.network.streams import (
     CLOSE_S_MAX,
     STREAM_ERRORS,
@@ -86,6 +87,10 @@ class Host:
     def port(self) -> int:
         """The port the host listens on."""
         return int(self._host.get_transport_addrs()[0].value_for_protocol("tcp"))
+
+    def mesh(self, topic: str, take: Take) -> Mesh:
+        """Gossip over this host's connections; made once, after `on_offence` is set."""
+        return Mesh(self._host, topic, take, self.on_offence)
 
     def is_connected(self, node_id: NodeId) -> bool:
         return bool(self._network.get_connections(ID.from_base58(node_id)))

@@ -1,4 +1,4 @@
-"""What nodes say to each other on the control plane (`/aigen/sync/1`): one request and one answer per stream.
+"""What nodes say to each other on the control plane: requests with answers (`/aigen/sync/1`), and what is told to all.
 
 A message is MessagePack in one Zstandard frame (RFC 8878): a chain's blocks shrink about three times.
 
@@ -31,6 +31,8 @@ REQUEST_BYTES_MAX: Final = 3 << 20
 """One proposal of the largest size (2 MiB and some, ledger.exchange) with its framing."""
 ANSWER_BYTES_MAX: Final = 12 << 20
 """One block of the largest size (4 MiB, ledger.block) with its receipts, whose logs say again what its calls said."""
+TOLD_BYTES_MAX: Final = 1 << 20
+"""What is told to all, as it is; packed it has to be under `node.network.mesh.MESSAGE_BYTES_MAX`."""
 NODES_MAX: Final = 512
 """State nodes in one answer."""
 NODES_BYTES_MAX: Final = 1 << 20
@@ -135,12 +137,35 @@ class TurnedAway(Struct, frozen=True, tag=True):
 
 Answer = Welcome | Blocks | Nodes | Submitted | Delivered | TurnedAway
 
+
+class Transactions(Struct, frozen=True, tag=True):
+    """Told to all: signed transactions for the pool."""
+
+    transactions: Annotated[tuple[bytes, ...], Meta(min_length=1, max_length=TRANSACTIONS_MAX)]
+
+
+class NewBlock(Struct, frozen=True, tag=True):
+    """Told to all: the sealed block `number`."""
+
+    number: Number
+    sealed: bytes
+
+
+class NewHead(Struct, frozen=True, tag=True):
+    """Told to all: the sender has block `number`, which is too large to be told."""
+
+    number: Number
+
+
+Told = Transactions | NewBlock | NewHead
+
+_told = msgspec.msgpack.Decoder(Told)
 _requests = msgspec.msgpack.Decoder(Request)
 _answers = msgspec.msgpack.Decoder(Answer)
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(message: Request | Answer) -> bytes:
+def encode(message: Request | Answer | Told) -> bytes:
     return zstandard.ZstdCompressor(level=COMPRESSION_LEVEL).compress(_encoder.encode(message))
 
 
@@ -156,6 +181,13 @@ def decode_answer(data: bytes) -> Answer:
         return _answers.decode(_expand(data, ANSWER_BYTES_MAX))
     except (msgspec.MsgspecError, zstandard.ZstdError, RecursionError) as error:
         raise BadPeer(f"an answer of {len(data)} bytes that is none: {error}") from None
+
+
+def decode_told(data: bytes) -> Told:
+    try:
+        return _told.decode(_expand(data, TOLD_BYTES_MAX))
+    except (msgspec.MsgspecError, zstandard.ZstdError, RecursionError) as error:
+        raise BadPeer(f"a message of {len(data)} bytes that is none: {error}") from None
 
 
 def _expand(data: bytes, bytes_max: int) -> bytes:

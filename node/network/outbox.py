@@ -1,7 +1,8 @@
 """Which transactions of the pool a peer is to be sent, and when again. Pure bookkeeping; the caller brings the time.
 
-A transaction is sent when it arrives and again, with growing pauses and a bounded number of times, for as long as it
-is in the pool: the peer may have refused it because it was behind, or have lost it in a crash.
+A transaction is sent when it arrives, or a little later if the peer may hear of it otherwise, and again, with growing
+pauses and a bounded number of times, for as long as it is in the pool: the peer may have refused it because it was
+behind, or have lost it in a crash.
 """
 
 from collections.abc import Iterable
@@ -27,8 +28,9 @@ class Outbox:
 
     _sent: dict[bytes, _Sending] = field(default_factory=dict)
 
-    def take(self, pending: Iterable[bytes], now: float) -> list[bytes]:
+    def take(self, pending: Iterable[bytes], now: float, first_s: float = 0) -> list[bytes]:
         """The next batch to send, in pool order (nonces of an account follow each other); empty when nothing is due.
+        What is new is due in `first_s`.
 
         What has left the pool is forgotten, so this holds at most one entry for each pending transaction.
         """
@@ -37,7 +39,7 @@ class Outbox:
         full = False
         kept: dict[bytes, _Sending] = {}
         for raw in pending:
-            sending = self._sent.get(raw) or _Sending(0, now)
+            sending = self._sent.get(raw) or _Sending(0, now + first_s)
             kept[raw] = sending
             if full or sending.due > now or sending.count >= SENDS_MAX:
                 continue

@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 LAG_S_MAX: Final = 60.0
 """A peer whose head stays below ours for longer than this is told of: it is stuck, or serves an old chain."""
 
+TOLD_S: Final = 2.0
+"""How long what everybody is told has to arrive, before it is sent to a peer of its own."""
+
 EMPTY_ANSWER_PAUSE_S: Final = 1.0
 """An answer without blocks normally takes the whole long poll; a peer that answers sooner is not asked more often."""
 
@@ -78,7 +81,9 @@ class Session:
         ask: Ask,
         sync: Sync,
         limits: SyncLimits,
+        is_told: Callable[[], bool],
     ) -> None:
+        """`is_told`: whether the peer hears what this node tells everybody."""
         assert 0 < limits.long_poll_s <= LONG_POLL_S_MAX
         self.node_id = node_id
         self.head_number = 0
@@ -101,6 +106,8 @@ class Session:
         self._ask = ask
         self._sync = sync
         self._long_poll_s = limits.long_poll_s
+        self._is_told = is_told
+        self._poll = trio.CancelScope()
 
     async def greet(self, data_endpoint: str | None) -> None:
         """Say hello. NotAllowed with the peer's reason when it turns us away."""
@@ -126,8 +133,8 @@ class Session:
     async def pull(self) -> None:
         """Take in what the peer has and we lack, for as long as it runs.
 
-        At the head every session holds a long poll for the peer's head, so that a new block is heard of by whichever
-        path is fastest. While peers are ahead, `sync` says who fetches what: no block is sent here twice.
+        At the head every session holds a long poll for the peer's head, so that a new block is heard of even when
+        nobody is told of it. While peers are ahead, `sync` says who fetches what: no block is sent here twice.
         """
         while True:
             if self.head_number > self._ledger.head.number:
@@ -138,10 +145,18 @@ class Session:
     async def wait_for_more(self, number: int) -> None:
         """Learn the peer's head once it is above `number`, or what it is after a while."""
         asked = trio.current_time()
-        answer = await self._ask_blocks(number + 1, 0, self._long_poll_s, with_receipts=False)
-        await self._state.compare(self.node_id, answer.marks)
-        if answer.head_number <= number:
-            await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
+        with trio.CancelScope() as self._poll:
+            answer = await self._ask_blocks(number + 1, 0, self._long_poll_s, with_receipts=False)
+            await self._state.compare(self.node_id, answer.marks)
+            if answer.head_number <= number:
+                await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
+
+    def hear_of(self, number: int) -> None:
+        """The peer told that it has block `number`."""
+        if number > self.head_number:
+            self._note_head(number)
+            if number > self._ledger.head.number:
+                self._poll.cancel()
 
     async def _ask_blocks(self, start: int, count: int, wait_s: float, *, with_receipts: bool) -> Blocks:
         request = GetBlocks(self._ledger.genesis_hash, start, count, wait_s, with_receipts)
@@ -189,7 +204,7 @@ class Session:
         while True:
             with trio.move_on_at(self.outbox.next_due()):
                 sequence = await ledger.wait_pending(sequence)
-            while batch := self.outbox.take(ledger.pending(), trio.current_time()):
+            while batch := self.outbox.take(ledger.pending(), trio.current_time(), TOLD_S if self._is_told() else 0):
                 answer = await self._request(SubmitTransactions(ledger.genesis_hash, tuple(batch)), 0)
                 if not isinstance(answer, Submitted) or len(answer.refusals) != len(batch):
                     raise BadPeer(f"answered {len(batch)} transactions with {type(answer).__name__}")
@@ -215,6 +230,8 @@ class Session:
         if ledger.head.number < request.start:
             with trio.move_on_after(request.wait_s):
                 await ledger.wait_head(request.start - 1)
+                if not request.count and self._is_told():
+                    await trio.sleep(TOLD_S)
         read, extent = ledger.history.parcels, (request.start, request.count, BLOCKS_BYTES_MAX)
         parcels = await trio.to_thread.run_sync(read, *extent, request.with_receipts)
         receipts = tuple(found for _, found in parcels) if request.with_receipts else ()

@@ -238,13 +238,13 @@ class Sync:
                 await self._lanes(source, self._take_blocks)
             elif source in self._lacking and not is_ahead:
                 await source.wait_for_more(fast.number)
-            elif source in self._lacking or (self._may_stage() and self._is_any_ahead()):
+            elif source in self._lacking or (self._may_stage() and self.is_any_ahead()):
                 await self._changed.wait()
             else:
                 self._is_walking = True
                 await self._lanes(source, self._take_nodes)
 
-    def _is_any_ahead(self) -> bool:
+    def is_any_ahead(self) -> bool:
         return any(source.head_number > self._number() for source in self._sources())
 
     def _may_stage(self) -> bool:

@@ -3,8 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,6 @@ from contracts.types import NodeId
 from node.agreement import StateMark
 from node.network import host as host_module
 from node.network.addresses import ControlAddress, DataAddress, control_address
-from node.network.control import ControlPlane
-from node.network.host import Host, open_host
 from node.network.identity import NodeIdentity
 from node.network.messages import (
     ANSWER_BYTES_MAX,
@@ -45,94 +42,21 @@ from node.network.session import SyncLimits
 from tests.node.network.fakes import (
     GENESIS,
     NODES,
-    FakeConsensus,
     FakeLedger,
-    FakeState,
     block,
     receipts,
     until,
 )
-
-DEADLINE_S = 30.0
-FAST = SyncLimits(long_poll_s=1.0, answer_s_max=3.0, redial_s_max=0.1)
+from tests.node.network.members import DEADLINE_S, FAST, Member, host_address, lose_gossip, network, polite, stranger
 
 
-class Member:
-    """A node's identity, ledger and control plane."""
-
-    def __init__(self, ledger: FakeLedger, *bootstrap: ControlAddress, port: int = 0, **more: object) -> None:
-        self.identity: NodeIdentity = more.pop("identity", None) or NodeIdentity.generate()  # type: ignore[assignment]
-        self.ledger = ledger
-        more.setdefault("limits", FAST)
-        self.consensus, self.state = FakeConsensus(), FakeState()
-        self.control = ControlPlane(
-            self.identity,
-            ledger,
-            self.consensus,
-            self.state,
-            listen_host="127.0.0.1",
-            listen_port=port,
-            bootstrap=bootstrap,
-            **more,  # type: ignore[arg-type]
-        )
-        self.scope = trio.CancelScope()
-        self.stopped = trio.Event()
-
-    @property
-    def node_id(self) -> NodeId:
-        return self.identity.node_id
-
-    @property
-    def address(self) -> ControlAddress:
-        return control_address(self.node_id, "127.0.0.1", self.control.port)
-
-    def peers(self) -> list[NodeId]:
-        return [peer.node_id for peer in self.control.statistics().peers]
-
-    async def run(self, *, task_status: trio.TaskStatus[int]) -> None:
-        with self.scope:
-            await self.control.run(task_status=task_status)
-        self.stopped.set()
-
-
-Answering = Callable[[NodeId, bytes], Awaitable[bytes]]
-
-
-@asynccontextmanager
-async def stranger(serve: Answering, identity: NodeIdentity | None = None) -> AsyncIterator[Host]:
-    """A libp2p host of whoever likes to do something else than a node does."""
-    async with open_host(
-        identity or NodeIdentity.generate(), "127.0.0.1", 0, serve=serve, request_bytes_max=REQUEST_BYTES_MAX
-    ) as host:
-        yield host
-
-
-async def polite(_node_id: NodeId, frame: bytes) -> bytes:
-    """Answers as a node of this network without blocks."""
-    match decode_request(frame):
-        case Hello():
-            return encode(Welcome(0, None))
-        case GetBlocks() as request:
-            await trio.sleep(request.wait_s)
-            return encode(Blocks(0, ()))
-        case SubmitTransactions() as request:
-            return encode(Submitted(tuple("" for _ in request.transactions)))
-
-
-def host_address(host: Host) -> ControlAddress:
-    return control_address(host.node_id, "127.0.0.1", host.port)
-
-
-@asynccontextmanager
-async def network() -> AsyncIterator[trio.Nursery]:
-    with trio.fail_after(DEADLINE_S):
-        async with trio.open_nursery() as nursery:
-            yield nursery
-            nursery.cancel_scope.cancel()
-
-
-async def test_three_nodes_come_to_the_same_chain_and_stay_there() -> None:
+@pytest.mark.parametrize("is_lost", [False, True], ids=["with gossip", "without"])
+async def test_three_nodes_come_to_the_same_chain_and_stay_there(
+    is_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """C knows B only and B knows A only: blocks and transactions still reach everyone."""
+    if is_lost:
+        lose_gossip(monkeypatch, 0)
     async with network() as nursery:
         a = Member(FakeLedger(blocks=2 * BLOCKS_MAX + 7), data_endpoint=DataAddress("10.1.2.3", 9946))
         await nursery.start(a.run)
@@ -164,7 +88,8 @@ async def test_many_peers_do_not_make_a_node_fetch_the_chain_many_times() -> Non
         assert late.control.statistics().blocks_received <= 6 * BLOCKS_MAX
 
 
-async def test_a_block_that_all_peers_tell_of_is_fetched_once() -> None:
+async def test_a_block_that_all_peers_have_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_gossip(monkeypatch, 0)
     async with network() as nursery:
         peers = [Member(FakeLedger(blocks=2)) for _ in range(4)]
         for member in peers:
