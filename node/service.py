@@ -6,7 +6,7 @@ Knows no HTTP and no JSON; what may be asked by whom is `node.rpc`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
@@ -30,7 +30,7 @@ from node.config import Config
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Message, Parameters
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
-from node.network.sync import SyncStatistics
+from node.network.control import ControlStatistics
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
@@ -102,11 +102,7 @@ class Service:
     engine: Engine
     loading: Loading
     wallet: Wallet
-    peers: Callable[[], tuple[NodeId, ...]]
-    lagging: Callable[[], tuple[NodeId, ...]]
-    sync: Callable[[], SyncStatistics]
-    unreachable: Callable[[], Mapping[NodeId, str]]
-    """Nodes that should be peers and are not, with the reason."""
+    control: Callable[[], ControlStatistics]
     consensus: Consensus
     steps: Steps
     agreement: Agreement = field(default_factory=Agreement)
@@ -173,7 +169,7 @@ class Service:
 
     def node_info(self) -> values.NodeInfo:
         engine, store = self.engine.statistics(), self.store.statistics()
-        fetched = self.replication.fetcher.statistics()
+        fetched, control = self.replication.fetcher.statistics(), self.control()
         core = self.core_model()
         return values.NodeInfo(
             node_id=self.node_id,
@@ -184,9 +180,10 @@ class Service:
             started_at=self.started_at,
             core_model=core[0] if core else None,
             endpoints=self.endpoints,
-            peers=self.peers(),
-            lagging_peers=self.lagging(),
-            sync=self.sync(),
+            peers=tuple(peer.node_id for peer in control.peers),
+            lagging_peers=control.lagging,
+            sync=control.sync,
+            gossip=control.gossip,
             disk_budget=self.config.storage.disk_budget,
             disk_used=store.shard_bytes + store.partial_bytes,
             cache_budget=engine.cache.budget_bytes,
@@ -203,7 +200,7 @@ class Service:
 
     def _explained(self, step: StartStep) -> StartStep:
         """While no peer is connected, the step about the network says why."""
-        if step.name not in STEP_NAMES[:2] or step.state == "waiting" or self.peers():
+        if step.name not in STEP_NAMES[:2] or step.state == "waiting" or self.control().peers:
             return step
         if step.name == STEP_NAMES[0] and step.state != "running":
             return step
@@ -211,7 +208,8 @@ class Service:
 
     def peer_trouble(self) -> str:
         """Why the nodes that should be peers are none, in one line; empty when there are none to miss."""
-        return "; ".join(f"no connection to {node_id}: {reason}" for node_id, reason in self.unreachable().items())
+        unreachable = self.control().unreachable
+        return "; ".join(f"no connection to {node_id}: {reason}" for node_id, reason in unreachable.items())
 
     def core_model(self) -> tuple[ModelId, Version | None] | None:
         """The model this node pins: the one its config names, else the network's.

@@ -19,7 +19,7 @@ from node.network.failures import first_failure
 from node.network.gossip import Gossip, topic
 from node.network.host import FRAME_S_MAX, Host, open_host
 from node.network.identity import NodeIdentity
-from node.network.mesh import Mesh, MeshStatistics
+from node.network.mesh import Mesh
 from node.network.messages import (
     ANSWER_BYTES_MAX,
     REQUEST_BYTES_MAX,
@@ -42,6 +42,7 @@ from node.network.messages import (
 from node.network.peers import PeerBook
 from node.network.ports import ConsensusPort, LedgerPort, StartedPort, StatePort
 from node.network.session import Session, SyncLimits
+from node.network.statistics import GossipStatistics
 from node.network.sync import Sync, SyncStatistics
 
 log = logging.getLogger(__name__)
@@ -79,8 +80,7 @@ class ControlStatistics:
     transactions_received: int
     transactions_sent: int
     requests_refused: int
-    gossip: MeshStatistics | None
-    """None before it listens."""
+    gossip: GossipStatistics
 
 
 class ControlPlane:
@@ -151,7 +151,7 @@ class ControlPlane:
             transactions_received=self._transactions_received,
             transactions_sent=self._gone_transactions_sent + sum(s.transactions_sent for s in self._sessions.values()),
             requests_refused=self._requests_refused,
-            gossip=self._mesh.statistics() if self._mesh is not None else None,
+            gossip=self._mesh.statistics() if self._mesh else GossipStatistics(),
         )
 
     def data_addresses(self) -> dict[NodeId, DataAddress]:

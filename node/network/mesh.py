@@ -19,7 +19,6 @@ gossipsub: https://github.com/libp2p/specs/blob/master/pubsub/gossipsub/gossipsu
 import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -39,6 +38,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from contracts.errors import BadPeer
 from contracts.types import NodeId
 from ledger.rate import Rate
+from node.network.statistics import GossipStatistics
 
 log = logging.getLogger(__name__)
 
@@ -61,19 +61,6 @@ Take = Callable[[NodeId, bytes], Awaitable[bool]]
 """Whether a peer's message is new and right, and so goes on. Raises BadPeer for one that no honest peer sends."""
 
 
-@dataclass(frozen=True, slots=True)
-class MeshStatistics:
-    """Messages so far, and the peers that are told at once now."""
-
-    peers: int
-    told: int
-    """By this node first."""
-    taken: int
-    """From peers, new and right; told to others in turn."""
-    passed_over: int
-    """From peers, not new or not for us to judge."""
-
-
 class Mesh:
     """Build it before the host has connections, then `nursery.start_soon(mesh.run)`."""
 
@@ -85,9 +72,9 @@ class Mesh:
         self._told = 0
         self._runs = False
 
-    def statistics(self) -> MeshStatistics:
+    def statistics(self) -> GossipStatistics:
         peers = len(self._router.mesh.get(self._topic, ()))
-        return MeshStatistics(peers, self._told, self._pubsub.taken, self._pubsub.passed_over)
+        return GossipStatistics(peers, self._told, self._pubsub.taken, self._pubsub.passed_over)
 
     def reaches(self, node_id: NodeId) -> bool:
         """Whether a peer hears what this node tells, from it or from others."""

@@ -38,6 +38,10 @@ class _Scrape(Collector):
         yield _gauge("pending_transactions", "Transactions that wait for a block", chain.pending_transactions)
         yield _gauge("peers", "Connected nodes of this network", len(info.peers))
         yield _gauge("lagging_peers", "Connected nodes that stay behind what others have", len(info.lagging_peers))
+        yield _gauge("gossip_peers", "Nodes that are told at once", info.gossip.peers)
+        yield _counter("gossip_told", "Messages that this node told first", info.gossip.told)
+        yield _counter("gossip_taken", "Messages of peers, new and right", info.gossip.taken)
+        yield _counter("gossip_passed_over", "Messages of peers, known or not right", info.gossip.passed_over)
         yield _gauge("state_alarms", "Peers whose state is not this node's", len(info.state_alarms))
         yield _gauge("authorities", "Accounts that make the blocks", sum(a.in_force for a in authorities))
         liars = GaugeMetricFamily(

@@ -9,6 +9,7 @@ import msgspec
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger.consensus import ConsensusStatistics
 from node.network.fetching.statistics import FetcherStatistics
+from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 
 Backend = Literal["peer", "http", "ipfs"]
@@ -243,6 +244,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     peers: tuple[NodeId, ...]
     lagging_peers: tuple[NodeId, ...]
     sync: SyncStatistics
+    gossip: GossipStatistics
     disk_budget: int
     disk_used: int
     cache_budget: int

@@ -32,9 +32,10 @@ from node.inference.spec import (
 )
 from node.leases import Leases
 from node.loading import Loading
-from node.network.control import ControlStatistics
+from node.network.control import ControlStatistics, PeerStatus
 from node.network.fetching.statistics import FetcherStatistics
 from node.network.sources import PeerSource, Source
+from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.registry import Model
 from node.replication import Replication
@@ -293,10 +294,13 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.connected = True
+        self.peers: tuple[NodeId, ...] = ()
+        self.unreachable: dict[NodeId, str] = {}
         self.sync = SyncStatistics("idle", 0, 0, 0, 0)
 
     def statistics(self) -> ControlStatistics:
-        return ControlStatistics((), {}, (), self.sync, 0, 0, 0, 0, 0)
+        peers = tuple(PeerStatus(node_id, 0, None, 0, 0) for node_id in self.peers)
+        return ControlStatistics(peers, self.unreachable, (), self.sync, 0, 0, 0, 0, 0, GossipStatistics())
 
     async def wait_peers(self) -> None:
         if not self.connected:
@@ -315,7 +319,13 @@ class FakeConsensus:
         return ConsensusStatistics(False, 1, 0, 0, 2.0, 0, 0)
 
 
-def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, config: Config | None = None) -> Service:
+def service(
+    around: Surroundings,
+    engine: FakeEngine,
+    nursery: trio.Nursery,
+    config: Config | None = None,
+    control: FakeControl | None = None,
+) -> Service:
     """The real service over the fakes."""
     return Service(
         config=config or Config(),
@@ -328,10 +338,7 @@ def service(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery, con
         engine=engine,  # type: ignore[arg-type]
         loading=Loading(around.replication, engine, nursery),  # type: ignore[arg-type]
         wallet=around.wallet,  # type: ignore[arg-type]
-        peers=lambda: (),
-        lagging=lambda: (),
-        sync=lambda: SyncStatistics("idle", 0, 0, 0, 0),
-        unreachable=lambda: {},
+        control=(control or FakeControl()).statistics,
         consensus=FakeConsensus(),  # type: ignore[arg-type]
         steps=Steps(),
     )

@@ -19,7 +19,7 @@ from node.config import Config, NodeSettings
 from node.inference.spec import Message, Parameters
 from node.rpc.values import ChatChunk, LoadState
 from node.service import CHECK_TIMEOUT_S, STEP_NAMES, Service, Steps
-from tests.node.fakes import OPERATOR, FakeEngine, Surroundings, service, surroundings
+from tests.node.fakes import OPERATOR, FakeControl, FakeEngine, Surroundings, service, surroundings
 
 ALICE = Address(b"\xaa" * 20)
 M, V1 = ModelId("m"), Version("1")
@@ -66,12 +66,14 @@ def test_a_step_that_failed_says_why_until_it_is_tried_again() -> None:
 
 
 async def test_without_peers_the_step_says_why(node: Service) -> None:
-    node.unreachable = lambda: {node.node_id: "wrong genesis: theirs is 0x12"}
+    control = FakeControl()
+    node.control = control.statistics
+    control.unreachable = {node.node_id: "wrong genesis: theirs is 0x12"}
     node.steps.set(STEP_NAMES[1], "running", "waiting for its transaction to enter a block")
     shown = node._explained(node.steps.steps[STEP_NAMES[1]])
     assert "waiting for its transaction" in shown.detail
     assert "wrong genesis: theirs is 0x12" in shown.detail
-    node.peers = lambda: (node.node_id,)
+    control.peers = (node.node_id,)
     assert node._explained(node.steps.steps[STEP_NAMES[1]]) == node.steps.steps[STEP_NAMES[1]]
 
 

@@ -46,7 +46,7 @@ class Start:
         self.control = FakeControl()
         network = NetworkSettings(bootstrap=("somebody",))
         self.config = Config(node=NodeSettings(role, model), network=network)
-        self.service = service(self.around, self.engine, nursery, self.config)
+        self.service = service(self.around, self.engine, nursery, self.config, self.control)
         self.ledger: Any = self.service.ledger
         parts = Parts(
             self.config,
@@ -154,7 +154,7 @@ async def test_without_peers_it_goes_on(
 ) -> None:
     start = begin(role="storage")
     start.control.connected = False
-    start.service.unreachable = lambda: {THEIRS: "wrong genesis"}
+    start.control.unreachable = {THEIRS: "wrong genesis"}
     began = trio.current_time()
     await start.sequence.run()
     assert trio.current_time() - began >= CONNECT_S

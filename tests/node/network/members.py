@@ -12,7 +12,6 @@ from node.network.addresses import ControlAddress, control_address
 from node.network.control import ControlPlane
 from node.network.host import Host, open_host
 from node.network.identity import NodeIdentity
-from node.network.mesh import MeshStatistics
 from node.network.messages import (
     REQUEST_BYTES_MAX,
     Blocks,
@@ -25,6 +24,7 @@ from node.network.messages import (
     encode,
 )
 from node.network.session import SyncLimits
+from node.network.statistics import GossipStatistics
 from tests.node.network.fakes import FakeConsensus, FakeLedger, FakeState
 
 DEADLINE_S = 30.0
@@ -112,8 +112,8 @@ class Lost:
     async def tell(self, _data: bytes) -> None:
         self.lost += 1
 
-    def statistics(self) -> MeshStatistics:
-        return MeshStatistics(0, self.lost, 0, 0)
+    def statistics(self) -> GossipStatistics:
+        return GossipStatistics(0, self.lost, 0, 0)
 
 
 def lose_gossip(monkeypatch: pytest.MonkeyPatch, told_s: float) -> None:

@@ -17,7 +17,7 @@ from libp2p.utils.varint import encode_varint_prefixed
 from contracts.types import NodeId
 from node.network import gossip, mesh, session
 from node.network.host import Host
-from node.network.mesh import MESSAGE_BYTES_MAX, PACKET_IDS_MAX, PACKET_MESSAGES_MAX, MeshStatistics
+from node.network.mesh import MESSAGE_BYTES_MAX, PACKET_IDS_MAX, PACKET_MESSAGES_MAX, GossipStatistics
 from node.network.messages import NewBlock, NewHead, Transactions, encode
 from tests.node.network import fakes
 from tests.node.network.fakes import GENESIS, FakeLedger, block, until
@@ -53,10 +53,8 @@ def reaches(member: Member, node_id: NodeId) -> bool:
     return member.control._mesh.reaches(node_id)
 
 
-def told(member: Member) -> MeshStatistics:
-    found = member.control.statistics().gossip
-    assert found is not None
-    return found
+def told(member: Member) -> GossipStatistics:
+    return member.control.statistics().gossip
 
 
 # That it carries

@@ -19,6 +19,7 @@ from ledger.stopwatch import OwnBlocks
 from node.agreement import StateMark
 from node.inference.spec import Completion, Message, Parameters, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
+from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.rpc import port, values
 
@@ -217,6 +218,7 @@ class FakeNode:
             peers=(),
             lagging_peers=(),
             sync=self.sync,
+            gossip=GossipStatistics(peers=2, told=3, taken=4, passed_over=5),
             disk_budget=10**12,
             disk_used=2**40,
             cache_budget=32 * 10**9,

@@ -28,6 +28,12 @@ def test_what_the_node_says_is_what_is_read() -> None:
     info, chain = node.node_info(), node.chain()
     assert found["aigen_head_number"] == chain.head_number
     assert found["aigen_peers"] == len(info.peers)
+    assert [found[f"aigen_gossip_{name}"] for name in ("peers", "told_total", "taken_total", "passed_over_total")] == [
+        2,
+        3,
+        4,
+        5,
+    ]
     assert found["aigen_state_alarms"] == len(info.state_alarms) > 0
     assert found["aigen_consensus_iteration"] == info.consensus.iteration
     assert found["aigen_consensus_timeouts_total"] == info.consensus.iterations_timed_out > 0
