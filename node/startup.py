@@ -245,7 +245,7 @@ class Sequence:
         steps, replication = self.service.steps, self.replication
         with steps.running("locate its shards"):
             places = sum(len(replication.sources(model, index)) for index in range(model.shard_count))
-            steps.note("locate its shards", f"{places} locations on other nodes")
+            steps.note("locate its shards", f"{places} locations elsewhere")
         with steps.running("verify SHA-256"):
             # What is fetched is proved as it arrives; here it is what lay on the disk before.
             await replication.scrubbing.prove(model)

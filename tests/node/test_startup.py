@@ -100,6 +100,16 @@ async def test_a_worker_goes_from_nothing_to_a_pinned_core_model(begin: Begin, a
     assert start.detail(5) == "4 of 4 shards are whole"
 
 
+async def test_mirrors_are_counted_among_the_places_of_a_core_model_and_are_no_nodes(
+    begin: Begin, autojump_clock: MockClock
+) -> None:
+    start = begin()
+    start.around.replay.add(events.CoreModelSet("m", "1"))
+    start.around.replay.add(events.MirrorAdded("m", "1", "ipfs", "http://127.0.0.1:8080"))
+    await start.sequence.run()
+    assert start.detail(3) == "8 locations elsewhere", "a node and a gateway for each of four shards"
+
+
 async def test_a_storage_node_holds_its_share_and_loads_nothing(begin: Begin, autojump_clock: MockClock) -> None:
     start = begin(role="storage")
     await start.sequence.run()

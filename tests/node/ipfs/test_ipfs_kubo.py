@@ -20,6 +20,7 @@ import trio
 from contracts.types import PIECE_SIZE
 from node.network.sources import GatewaySource
 from node.network.wire import DataLimits
+from node.storage.manifest import Manifest
 from node.storage.unixfs import root_cid, shard_tree
 from tests.node.network.test_data_plane import World
 from tests.tools import BUILD, DEADLINE_S, require
@@ -36,12 +37,21 @@ def library() -> Path:
     return path
 
 
+def blocks(manifest: Manifest, shards: list[bytes]) -> list[bytes]:
+    """What an IPFS node has that took a model in: the pieces, the nodes above them and the manifest."""
+    found = [manifest.encode()]
+    for described, data in zip(manifest.shards, shards, strict=True):
+        found += [data[at : at + PIECE_SIZE] for at in range(0, len(data), PIECE_SIZE)]
+        found += [node.block for node in shard_tree(described) if node.block]
+    return found
+
+
 @contextmanager
-def kubo(blocks: list[bytes], path: Path) -> Iterator[str]:
+def kubo(held: list[bytes], path: Path) -> Iterator[str]:
     """The gateway's URL. It runs in `path`, as kubo leaves a log where it runs."""
     path.mkdir()
     files = {}
-    for block in blocks:
+    for block in held:
         digest = sha256(block).hexdigest()
         (path / digest).write_bytes(block)
         files[f"1220{digest}"] = str(path / digest)
@@ -66,12 +76,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture
 def gateway(world: World, tmp_path: Path) -> Iterator[str]:
-    """Kubo holds the pieces, the nodes above them and the manifest."""
-    blocks = [world.manifest.encode()]
-    for described, data in zip(world.manifest.shards, world.shards, strict=True):
-        blocks += [data[at : at + PIECE_SIZE] for at in range(0, len(data), PIECE_SIZE)]
-        blocks += [node.block for node in shard_tree(described) if node.block]
-    with kubo(blocks, tmp_path / "kubo") as url:
+    with kubo(blocks(world.manifest, world.shards), tmp_path / "kubo") as url:
         yield url
 
 
