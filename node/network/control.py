@@ -6,6 +6,7 @@ models and no shards.
 """
 
 import functools
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ log = logging.getLogger(__name__)
 
 PEERS_MAX = 64
 """Sessions at a time. Beyond this, only bootstrap peers and members are still let in, up to twice as many."""
+
+ASKED_MAX = 3
+"""Peers that are asked for every block, of those that hear of blocks by gossip."""
 
 DIALS_MAX = 8
 
@@ -188,17 +192,21 @@ class ControlPlane:
                 request_bytes_max=REQUEST_BYTES_MAX,
                 frame_s_max=frame_s_max,
             ) as self._host,
-            trio.open_nursery() as self._nursery,
+            trio.open_nursery() as nursery,
         ):
+            self._nursery = nursery
             self._host.on_connected = self._on_connected
             self._host.on_disconnected = self._on_disconnected
             self._host.on_offence = self._on_offence
             self._mesh = self._host.mesh(topic(self._ledger.genesis_hash), self._gossip.take)
-            self._nursery.start_soon(self._mesh.run)
-            self._nursery.start_soon(self._gossip.run)
+            nursery.start_soon(self._mesh.run)
+            nursery.start_soon(self._gossip.run)
             log.info("control plane listens on %s:%d as %s", host, self._host.port, self._identity.node_id)
             task_status.started(self._host.port)
-            await self._keep_dialling(self._host, self._nursery)
+            try:
+                await self._keep_dialling(self._host, nursery)
+            finally:
+                self._nursery = None
 
     # Connections
 
@@ -235,10 +243,9 @@ class ControlPlane:
             self._notify()
 
     def _on_connected(self, node_id: NodeId) -> None:
-        assert self._host is not None
-        assert self._nursery is not None
-        if node_id in self._sessions:
+        if self._nursery is None or node_id in self._sessions:  # it ends, and receives nobody any more
             return
+        assert self._host is not None
         banned = self._book.is_banned(node_id, trio.current_time())
         room = PEERS_MAX * (2 if self._book.is_target(node_id) else 1)
         if banned or len(self._sessions) >= room:
@@ -256,7 +263,12 @@ class ControlPlane:
         def is_told() -> bool:
             return self._mesh is not None and self._mesh.reaches(node_id)
 
-        return Session(node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits, is_told)
+        def is_asked() -> bool:
+            return not is_told() or node_id in itertools.islice(self._sessions, ASKED_MAX)
+
+        return Session(
+            node_id, self._ledger, self._consensus, self._state, ask, self._sync, self._limits, is_told, is_asked
+        )
 
     def _on_disconnected(self, node_id: NodeId) -> None:
         session = self._sessions.get(node_id)
@@ -320,7 +332,7 @@ class ControlPlane:
         """Why the request gets no answer; empty when it does."""
         session = self._sessions.get(node_id)
         if session is None:
-            return "it is banned for a while, or we have as many peers as we take"
+            return "this node stops, has banned it for a while, or has as many peers as it takes"
         ours = self._ledger.genesis_hash
         if request.genesis_hash != ours:
             session.mismatch = f"wrong genesis: {node_id} has 0x{request.genesis_hash.hex()}, ours is 0x{ours.hex()}"

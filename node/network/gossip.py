@@ -28,7 +28,7 @@ from node.network.sync import Sync
 log = logging.getLogger(__name__)
 
 GATHER_S: Final = 0.02
-"""What comes within this time is told together."""
+"""What comes within this time of the last that was told is told together."""
 BATCH_BYTES_MAX: Final = MESSAGE_BYTES_MAX // 2
 BLOCKS_TOLD_MAX: Final = 4
 """Of blocks that became final at once, the newest; the others are pulled."""
@@ -71,7 +71,6 @@ class Gossip:
         sequence = 0
         while True:
             sequence = await self._ledger.wait_pending(sequence)
-            await trio.sleep(GATHER_S)
             pending = self._ledger.pending()
             new = [raw for raw in pending if raw not in self._known]
             self._known.intersection_update(pending)
@@ -80,6 +79,7 @@ class Gossip:
                 data = encode(Transactions(batch))
                 if len(data) <= MESSAGE_BYTES_MAX:
                     await self._tell(data)
+            await trio.sleep(GATHER_S)
 
     async def _tell_blocks(self) -> None:
         while True:

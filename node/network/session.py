@@ -45,7 +45,10 @@ LAG_S_MAX: Final = 60.0
 """A peer whose head stays below ours for longer than this is told of: it is stuck, or serves an old chain."""
 
 TOLD_S: Final = 2.0
-"""How long what everybody is told has to arrive, before it is sent to a peer of its own."""
+"""How long a transaction that everybody is told has to arrive, before it is sent to a peer of its own."""
+
+LATER_BLOCKS: Final = 64
+"""How far a peer has to be ahead before it says so, if it is not asked for every block."""
 
 EMPTY_ANSWER_PAUSE_S: Final = 1.0
 """An answer without blocks normally takes the whole long poll; a peer that answers sooner is not asked more often."""
@@ -82,8 +85,10 @@ class Session:
         sync: Sync,
         limits: SyncLimits,
         is_told: Callable[[], bool],
+        is_asked: Callable[[], bool],
     ) -> None:
-        """`is_told`: whether the peer hears what this node tells everybody."""
+        """`is_told`: whether the peer hears what this node tells everybody. `is_asked`: whether to ask it for every
+        block all the same."""
         assert 0 < limits.long_poll_s <= LONG_POLL_S_MAX
         self.node_id = node_id
         self.head_number = 0
@@ -107,6 +112,7 @@ class Session:
         self._sync = sync
         self._long_poll_s = limits.long_poll_s
         self._is_told = is_told
+        self._is_asked = is_asked
         self._poll = trio.CancelScope()
 
     async def greet(self, data_endpoint: str | None) -> None:
@@ -133,20 +139,21 @@ class Session:
     async def pull(self) -> None:
         """Take in what the peer has and we lack, for as long as it runs.
 
-        At the head every session holds a long poll for the peer's head, so that a new block is heard of even when
-        nobody is told of it. While peers are ahead, `sync` says who fetches what: no block is sent here twice.
+        At the head every session holds a long poll for the peer's head; some of them for the next block, so that it is
+        heard of at once though nobody be told of it. While peers are ahead, `sync` says who fetches what: no block is
+        sent here twice.
         """
         while True:
             if self.head_number > self._ledger.head.number:
                 await self._sync.follow(self)
             else:
-                await self.wait_for_more(self._ledger.head.number)
+                await self.wait_for_more(self._ledger.head.number, 1 if self._is_asked() else LATER_BLOCKS)
 
-    async def wait_for_more(self, number: int) -> None:
-        """Learn the peer's head once it is above `number`, or what it is after a while."""
+    async def wait_for_more(self, number: int, blocks: int = 1) -> None:
+        """Learn the peer's head once it is `blocks` above `number`, or what it is after a while."""
         asked = trio.current_time()
         with trio.CancelScope() as self._poll:
-            answer = await self._ask_blocks(number + 1, 0, self._long_poll_s, with_receipts=False)
+            answer = await self._ask_blocks(number + blocks, 0, self._long_poll_s, with_receipts=False)
             await self._state.compare(self.node_id, answer.marks)
             if answer.head_number <= number:
                 await trio.sleep_until(asked + EMPTY_ANSWER_PAUSE_S)
@@ -230,8 +237,6 @@ class Session:
         if ledger.head.number < request.start:
             with trio.move_on_after(request.wait_s):
                 await ledger.wait_head(request.start - 1)
-                if not request.count and self._is_told():
-                    await trio.sleep(TOLD_S)
         read, extent = ledger.history.parcels, (request.start, request.count, BLOCKS_BYTES_MAX)
         parcels = await trio.to_thread.run_sync(read, *extent, request.with_receipts)
         receipts = tuple(found for _, found in parcels) if request.with_receipts else ()

@@ -15,7 +15,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils.varint import encode_varint_prefixed
 
 from contracts.types import NodeId
-from node.network import gossip, mesh, session
+from node.network import control, gossip, mesh, session
 from node.network.host import Host
 from node.network.mesh import MESSAGE_BYTES_MAX, PACKET_IDS_MAX, PACKET_MESSAGES_MAX, GossipStatistics
 from node.network.messages import NewBlock, NewHead, Transactions, encode
@@ -32,6 +32,7 @@ SOON_S = 0.05
 def gossip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What peers send each other directly comes too late to be of help."""
     monkeypatch.setattr(session, "TOLD_S", NEVER_S)
+    monkeypatch.setattr(control, "ASKED_MAX", 0)
 
 
 async def start(nursery: trio.Nursery, count: int, ledger: Callable[[], FakeLedger] = FakeLedger) -> list[Member]:
