@@ -137,6 +137,7 @@ async def assemble(
             pace=Pace(config.network.download_rate),
             lanes_max=config.network.download_connections,
             compression=config.network.compression,
+            plain=config.network.plain_tcp,
         ),
         wallet,
     )
@@ -215,9 +216,10 @@ async def _serve_pieces(
         ),
         pace=Pace(config.network.upload_rate),
         compression=config.network.compression,
+        plain=config.network.plain_tcp,
     )
     port: int = await nursery.start(server.run)
-    return data_address(host, port)
+    return data_address(host, port, config.network.plain_tcp)
 
 
 async def _join_peers(

@@ -1,15 +1,15 @@
-"""The data plane's server: pieces, manifests and what is here of a shard, over TLS, to members of the ledger only.
+"""The data plane's server: pieces, manifests and what is here of a shard, to members of the ledger only.
 
-Owns the listening socket, admission and the bounds on connections. Each connection has a worker thread, because
-blocking sockets move several times the bytes a second that trio's TLS does. Knows no ledger: who is a member is asked
-of a function, at every request, so that a node removed from the ledger is cut off at once.
+Owns the listening socket, admission and the bounds on connections. Over TLS; in clear only if it is told to. Each
+connection has a worker thread, because blocking sockets move several times the bytes a second that trio's TLS does.
+Knows no ledger: who is a member is asked of a function, at every request, so that a node removed from the ledger is
+cut off at once.
 """
 
 import errno
 import functools
 import logging
-import secrets
-import ssl
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +19,17 @@ from dataclasses import dataclass
 import msgspec
 import trio
 
-from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NotAllowed, NotFound, Refused
+from contracts.errors import BadPeer, Busy, Conflict, Corrupt, NotAllowed, NotFound, Refused
 from contracts.types import PIECE_SIZE, ManifestHash, NodeId, ShardHash
+from node.network import handshake
 from node.network.askers import Askers
-from node.network.identity import NodeIdentity, verify_signature
+from node.network.identity import NodeIdentity
 from node.network.pace import Pace, Share
 from node.network.places import Places
 from node.network.planes import Packer
 from node.network.ports import StartedPort
 from node.network.shelf import Shelf, StorePort
 from node.network.wire import (
-    NONCE_BYTES,
-    Challenge,
     Channel,
     DataLimits,
     GetHave,
@@ -40,7 +39,6 @@ from node.network.wire import (
     Proof,
     Status,
     detach,
-    proof_bytes,
     run_blocking,
 )
 
@@ -80,10 +78,12 @@ class DataServer:
         limits: DataLimits | None = None,
         pace: Pace | None = None,
         compression: bool = True,
+        plain: bool = False,
     ) -> None:
-        """Without `compression` every piece goes out as it is. Called in worker threads: `is_member`; `on_damage` (a
-        piece of a held shard is not what it should be; it was not served); `on_asked` (a node wants to know what is
-        here of a shard: it fetches it); `coming` (what this node has asked others for, as bits)."""
+        """Without `compression` every piece goes out as it is; `plain`: in clear instead of over TLS. Called in worker
+        threads: `is_member`; `on_damage` (a piece of a held shard is not what it should be; it was not served);
+        `on_asked` (a node wants to know what is here of a shard: it fetches it); `coming` (what this node has asked
+        others for, as bits)."""
         self._identity = identity
         self._shelf = Shelf(store)
         self._is_member = is_member
@@ -96,7 +96,7 @@ class DataServer:
         self._askers = Askers()
         self._compression = compression
         self._packers = threading.Semaphore(self._limits.packers_max)
-        self._context = identity.server_context()
+        self._context = None if plain else identity.server_context()
         self._lock = threading.Lock()  # guards everything below; threads and trio both count
         self._places = Places(self._limits, self._pace.bytes_per_s)
         self._bytes_served = 0
@@ -132,6 +132,11 @@ class DataServer:
             raise Conflict(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from None
         port = listeners[0].socket.getsockname()[1]
         log.info("data plane listens on %s:%d", host, port)
+        if self._context is None:
+            log.warning(
+                "pieces are served over plain TCP (network.plain_tcp): "
+                "who can read or alter the network's packets sees the models' bytes"
+            )
         task_status.started(port)
         await trio.serve_listeners(self._accept, listeners)
 
@@ -139,7 +144,8 @@ class DataServer:
         sock = detach(stream)
         try:
             address: str = sock.getpeername()[0]
-            tls = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            if self._context is not None:
+                sock = self._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         except OSError as error:  # it is gone already
             log.debug("a connection ended before it began: %s", error)
             sock.close()
@@ -148,19 +154,19 @@ class DataServer:
             has_room = self._places.enter_handshake(address)
             self._connections_refused += not has_room
         if not has_room:
-            tls.close()
+            sock.close()
             return
         share = Share(self._pace)
         try:
-            await run_blocking(tls, functools.partial(self._serve, tls, share, address), wake=share.close)
+            await run_blocking(sock, functools.partial(self._serve, sock, share, address), wake=share.close)
         except Exception:
             # Whatever a stranger's bytes bring about in here must not end the node: this boundary takes it and says so.
             log.exception("a data connection from %s failed", address)
 
     # Everything below runs in the connection's worker thread.
 
-    def _serve(self, tls: ssl.SSLSocket, share: Share, address: str) -> None:
-        channel = Channel(tls)
+    def _serve(self, sock: socket.socket, share: Share, address: str) -> None:
+        channel = Channel(sock)
         try:
             try:
                 node_id = self._admit(channel)
@@ -179,15 +185,11 @@ class DataServer:
             log.info("ended a data connection: %s", error)
 
     def _admit(self, channel: Channel) -> NodeId:
-        """TLS, challenge, proof, membership, room; when this returns, the node has a place."""
+        """Challenge, proof, membership, room; when this returns, the node has a place."""
         channel.within(self._limits.handshake_s)
-        channel.handshake()
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        channel.send_frame(Challenge(nonce, packs=self._compression))
+        nonce = handshake.challenge(channel, self._identity, plain=self._context is None, packs=self._compression)
         with self._told(channel):
-            proof = channel.receive_frame(Proof)
-            node_id = NodeId(proof.node_id)
-            self._check_proof(node_id, proof.signature, nonce)
+            node_id = handshake.check_proof(self._identity, channel.receive_frame(Proof), nonce)
             self._check_member(node_id)
         try:
             with self._lock:
@@ -196,14 +198,6 @@ class DataServer:
             self._refuse(channel, Status.BUSY, error)
             raise
         return node_id
-
-    def _check_proof(self, node_id: NodeId, signature: bytes, nonce: bytes) -> None:
-        try:
-            genuine = verify_signature(node_id, proof_bytes(self._identity.node_id, node_id, nonce), signature)
-        except BadInput as error:
-            raise BadPeer(str(error)) from None
-        if not genuine:
-            raise NotAllowed(f"the proof is not signed by {node_id}")
 
     def _check_member(self, node_id: NodeId) -> None:
         if not self._is_member(node_id):

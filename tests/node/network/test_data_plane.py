@@ -73,6 +73,7 @@ class World:
         port: int = 0,
         limits: DataLimits = FAST,
         identity: NodeIdentity | None = None,
+        plain: bool = False,
     ) -> DataServer:
         return kind(
             identity or self.holder.identity,
@@ -82,13 +83,14 @@ class World:
             listen_port=port,
             on_damage=lambda shard, index: self.damaged.append((shard, index)),
             limits=limits,
+            plain=plain,
         )
 
-    def source(self, port: int, identity: NodeIdentity | None = None) -> PeerSource:
-        return PeerSource((identity or self.holder.identity).node_id, DataAddress("127.0.0.1", port))
+    def source(self, port: int, identity: NodeIdentity | None = None, plain: bool = False) -> PeerSource:
+        return PeerSource((identity or self.holder.identity).node_id, DataAddress("127.0.0.1", port, plain))
 
-    def fetcher(self, limits: DataLimits = FAST) -> Fetcher:
-        return Fetcher(self.wanter.store, self.wanter.identity, limits=limits)
+    def fetcher(self, limits: DataLimits = FAST, plain: bool = False) -> Fetcher:
+        return Fetcher(self.wanter.store, self.wanter.identity, limits=limits, plain=plain)
 
     def fetched(self, index: int) -> bytes:
         return self.wanter.store.path(self.manifest.shards[index].sha256).read_bytes()
