@@ -43,6 +43,7 @@ from node.network.pace import Pace
 from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.network.wire import DataLimits
+from node.registry import Registry
 from node.replay import Replay
 from node.replication import Replication, peer_sources
 from node.rpc.server import RpcServer
@@ -176,6 +177,22 @@ async def assemble(
     return Parts(config, ledger, replay, control, replication, service)
 
 
+class _Public:
+    """The hashes of what is served to anybody, made anew when a model changes. Called in any thread."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._made: tuple[Registry, frozenset[bytes]] = (Registry(), frozenset())
+
+    def __call__(self) -> frozenset[bytes]:
+        registry = self._replay.state.registry
+        made_of, hashes = self._made
+        if made_of is not registry:
+            hashes = registry.public_hashes()
+            self._made = registry, hashes
+        return hashes
+
+
 @dataclass(frozen=True)
 class _SharedState:
     """What this node's state is, for its peers to compare, and what comparing theirs comes to."""
@@ -210,6 +227,7 @@ async def _serve_pieces(
         on_damage=lambda shard_hash, index: token.run_sync_soon(replication.scrubbing.note_damage, shard_hash),
         on_asked=lambda shard_hash, node_id: token.run_sync_soon(replication.fetcher.hear_of, shard_hash, node_id),
         coming=replication.fetcher.coming,
+        public=_Public(replay),
         limits=DataLimits(
             connections_max=config.network.upload_connections,
             connections_per_peer_max=config.network.connections_per_peer,

@@ -37,6 +37,7 @@ def model_info(state: State, model: Model) -> values.ModelInfo:
         architecture=model.architecture,
         metadata=model.metadata,
         retired=model.retired,
+        public=model.public,
     )
 
 

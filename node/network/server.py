@@ -1,9 +1,10 @@
-"""The data plane's server: pieces, manifests and what is here of a shard, to members of the ledger only.
+"""The data plane's server: pieces, manifests and what is here of a shard, to members of the ledger; to strangers, which
+are nodes that are no members, what is public.
 
 Owns the listening socket, admission and the bounds on connections. Over TLS; in clear only if it is told to. Each
 connection has a worker thread, because blocking sockets move several times the bytes a second that trio's TLS does.
-Knows no ledger: who is a member is asked of a function, at every request, so that a node removed from the ledger is
-cut off at once.
+Knows no ledger: who is a member and what is public is asked of functions, at every request, so that a node removed from
+the ledger is cut off at once, and a stranger from what is public no longer.
 """
 
 import errno
@@ -12,9 +13,10 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 import trio
@@ -43,6 +45,9 @@ from node.network.wire import (
 )
 
 log = logging.getLogger(__name__)
+
+STRANGERS: Final = "strangers"
+"""All of them share what goes out as one member does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ class DataServer:
         on_damage: Callable[[ShardHash, int], None] | None = None,
         on_asked: Callable[[ShardHash, NodeId], None] = lambda shard_hash, node_id: None,
         coming: Callable[[ShardHash], bytes] = lambda shard_hash: b"",
+        public: Callable[[], Set[bytes]] = frozenset,
         limits: DataLimits | None = None,
         pace: Pace | None = None,
         compression: bool = True,
@@ -82,14 +88,15 @@ class DataServer:
     ) -> None:
         """Without `compression` every piece goes out as it is; `plain`: in clear instead of over TLS. Called in worker
         threads: `is_member`; `on_damage` (a piece of a held shard is not what it should be; it was not served);
-        `on_asked` (a node wants to know what is here of a shard: it fetches it); `coming` (what this node has asked
-        others for, as bits)."""
+        `on_asked` (a member wants to know what is here of a shard: it fetches it); `coming` (what this node has asked
+        others for, as bits); `public` (the hashes of manifests and shards that strangers are served too)."""
         self._identity = identity
         self._shelf = Shelf(store)
         self._is_member = is_member
         self._on_damage = on_damage
         self._on_asked = on_asked
         self._coming = coming
+        self._public = public
         self._listen = (listen_host, listen_port)
         self._limits = limits or DataLimits()
         self._pace = pace or Pace(0)
@@ -169,54 +176,71 @@ class DataServer:
         channel = Channel(sock)
         try:
             try:
-                node_id = self._admit(channel)
+                node_id, is_member = self._admit(channel)
             finally:
                 with self._lock:
                     self._places.leave_handshake(address)
-            share.name = node_id
             try:
-                self._serve_member(channel, share, node_id)
+                self._serve_node(channel, share, node_id)
             finally:
                 with self._lock:
-                    self._places.leave(node_id)
+                    self._places.leave(node_id, is_member)
         except Busy as error:
             log.debug("a data connection ended: %s", error)
         except Refused as error:
             log.info("ended a data connection: %s", error)
 
-    def _admit(self, channel: Channel) -> NodeId:
-        """Challenge, proof, membership, room; when this returns, the node has a place."""
+    def _admit(self, channel: Channel) -> tuple[NodeId, bool]:
+        """Challenge, proof, membership, room; when this returns, the node has a place: a member's, or a stranger's."""
         channel.within(self._limits.handshake_s)
         nonce = handshake.challenge(channel, self._identity, plain=self._context is None, packs=self._compression)
         with self._told(channel):
             node_id = handshake.check_proof(self._identity, channel.receive_frame(Proof), nonce)
-            self._check_member(node_id)
+            is_member = self._is_member(node_id)
+            if not is_member and not self._public():
+                raise NotAllowed(f"{node_id} is no member of this network; it joins with a signed transaction")
         try:
             with self._lock:
-                self._places.take(node_id)
+                self._places.take(node_id, is_member)
         except Busy as error:
             self._refuse(channel, Status.BUSY, error)
             raise
-        return node_id
+        return node_id, is_member
 
-    def _check_member(self, node_id: NodeId) -> None:
-        if not self._is_member(node_id):
-            raise NotAllowed(f"{node_id} is no member of this network; it joins with a signed transaction")
+    def _check_may_have(self, node_id: NodeId, request: object) -> bool:
+        """Whether who asks is a member. Raises NotAllowed for a stranger that asks for what is not public."""
+        if self._is_member(node_id):
+            return True
+        if isinstance(request, GetManifest):
+            kind, wanted = "manifest", request.manifest_hash
+        else:
+            assert isinstance(request, GetPieces | GetHave)
+            kind, wanted = "shard", request.shard_hash
+        if wanted not in self._public():
+            raise NotAllowed(
+                f"{node_id} is no member of this network, and the {kind} {wanted.hex()} is of no public model"
+            )
+        return False
 
-    def _serve_member(self, channel: Channel, share: Share, node_id: NodeId) -> None:
+    def _serve_node(self, channel: Channel, share: Share, node_id: NodeId) -> None:
         channel.send_part()
         while True:
             channel.within(self._limits.idle_s)
             with self._told(channel):
                 request = channel.receive_frame(GetManifest, GetPieces, GetHave)
-                self._check_member(node_id)
+                is_member = self._check_may_have(node_id, request)
+                share.name = node_id if is_member else STRANGERS
                 match request:
                     case GetManifest():
                         self._send_manifest(channel, ManifestHash(request.manifest_hash))
                     case GetPieces():
+                        if is_member:
+                            self._note_given(request)
                         self._send_pieces(channel, share, request)
-                    case GetHave():
+                    case GetHave() if is_member:
                         self._send_have(channel, node_id, ShardHash(request.shard_hash))
+                    case GetHave():
+                        self._tell_stranger(channel, ShardHash(request.shard_hash))
 
     def _send_manifest(self, channel: Channel, manifest_hash: ManifestHash) -> None:
         data = self._shelf.manifest_bytes(manifest_hash)
@@ -237,12 +261,22 @@ class DataServer:
         coming = self._coming(shard_hash) if bits else b""
         channel.send_part(msgspec.msgpack.encode(Have(bits, coming, others, given)))
 
-    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
-        shard_hash, buffer, packer = ShardHash(request.shard_hash), bytearray(PIECE_SIZE), Packer()
+    def _tell_stranger(self, channel: Channel, shard_hash: ShardHash) -> None:
+        """What is here of a shard. Nobody is sent to a stranger for it, nor it to who fetches the same."""
+        bits = self._shelf.have(shard_hash)
+        channel.within(self._limits.piece_s)
+        channel.send_part(msgspec.msgpack.encode(Have(bits, b"", ())))
+
+    def _note_given(self, request: GetPieces) -> None:
+        """What a member has others need not ask of this node; what a stranger has they cannot get from it."""
+        shard_hash = ShardHash(request.shard_hash)
         pieces, piece_count = range(request.first, request.first + request.count), self._shelf.piece_count(shard_hash)
         with self._lock:
             self._askers.gave(shard_hash, pieces, piece_count)
-        for index in pieces:
+
+    def _send_pieces(self, channel: Channel, share: Share, request: GetPieces) -> None:
+        shard_hash, buffer, packer = ShardHash(request.shard_hash), bytearray(PIECE_SIZE), Packer()
+        for index in range(request.first, request.first + request.count):
             try:
                 piece = self._shelf.piece(shard_hash, index, buffer)
             except Corrupt:

@@ -136,9 +136,10 @@ class CuriousServer(DataServer):
 
     seen: list[NodeId]
 
-    def _check_member(self, node_id: NodeId) -> None:
-        self.seen.append(node_id)
-        super()._check_member(node_id)
+    def _admit(self, channel: Channel) -> tuple[NodeId, bool]:
+        admitted = super()._admit(channel)
+        self.seen.append(admitted[0])
+        return admitted
 
 
 @pytest.mark.parametrize("is_impostor", [True, False])
