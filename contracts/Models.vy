@@ -2,7 +2,7 @@
 # pragma evm-version cancun
 """
 @title The approved models
-@notice Owns which models are registered, what they consist of, which are retired and which one is core.
+@notice Owns which models are registered, what they consist of, which are retired or public, and which one is core.
         The hash lists live in the log of the registration; storage keeps their count and a digest of them.
         Asks Accounts who is an admin and Tiers which tiers exist.
 """
@@ -43,6 +43,11 @@ event ModelRetired:
     model_id: String[64]
     version: String[64]
 
+event ModelPublicSet:
+    model_id: String[64]
+    version: String[64]
+    is_public: bool
+
 event CoreModelSet:
     model_id: String[64]
     version: String[64]
@@ -53,6 +58,7 @@ tiers: public(immutable(address))
 _models: HashMap[String[64], HashMap[String[64], Model]]
 core_model_id: public(String[64])
 core_version: public(String[64])
+is_public: public(HashMap[String[64], HashMap[String[64], bool]])
 
 
 @deploy
@@ -129,12 +135,13 @@ def register(
 @external
 def retire(model_id: String[64], version: String[64]):
     """
-    @notice Withdraw a model from use for good. The core model stays until another is core.
+    @notice Withdraw a model from use for good; it is public no longer. The core model stays until another is core.
     """
     self._require_admin()
     self._require_active(model_id, version)
     assert not self._is_core(model_id, version), "model is the core model, set another core first"
     self._models[model_id][version].retired = True
+    self.is_public[model_id][version] = False
     log ModelRetired(model_id=model_id, version=version)
 
 
@@ -147,6 +154,22 @@ def set_core(model_id: String[64], version: String[64]):
     self._require_active(model_id, version)
     assert not self._is_core(model_id, version), "model is already the core model"
     self._set_core(model_id, version)
+
+
+@external
+def set_public(model_id: String[64], version: String[64], is_public: bool):
+    """
+    @notice Let nodes serve a model's bytes to anybody, for mirrors outside the network, or to members alone again.
+            Who may use the model stays a matter of tiers.
+    """
+    self._require_admin()
+    self._require_active(model_id, version)
+    if is_public:
+        assert not self.is_public[model_id][version], "model is already public"
+    else:
+        assert self.is_public[model_id][version], "model is not public"
+    self.is_public[model_id][version] = is_public
+    log ModelPublicSet(model_id=model_id, version=version, is_public=is_public)
 
 
 @external

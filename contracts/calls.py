@@ -195,6 +195,16 @@ class RetireModel(_Call, frozen=True):
     version: Version
 
 
+class SetPublic(_Call, frozen=True):
+    """Let a model in use be served to nodes that are no members, or no longer. By an admin."""
+
+    contract = "Models"
+    function = "set_public"
+    model_id: ModelId
+    version: Version
+    is_public: bool
+
+
 class SetCoreModel(_Call, frozen=True):
     """Make a model in use the core model. By an admin."""
 
@@ -295,6 +305,7 @@ Call = (
     | CheckTier
     | RegisterModel
     | RetireModel
+    | SetPublic
     | SetCoreModel
     | JoinNode
     | LeaveNode

@@ -129,6 +129,14 @@ class ModelRetired(msgspec.Struct, frozen=True, tag=True):
     version: Version
 
 
+class ModelPublicSet(msgspec.Struct, frozen=True, tag=True):
+    """From here on a model's bytes are served to anybody, or to members alone. One that is retired is not public."""
+
+    model_id: ModelId
+    version: Version
+    is_public: bool
+
+
 class CoreModelSet(msgspec.Struct, frozen=True, tag=True):
     """This model is the core model, and no other."""
 
@@ -214,6 +222,7 @@ ContractEvent = (
     | TierChecked
     | ModelRegistered
     | ModelRetired
+    | ModelPublicSet
     | CoreModelSet
     | NodeJoined
     | NodeLeft

@@ -43,6 +43,7 @@ from node.network.pace import Pace
 from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.network.wire import DataLimits
+from node.registry import Registry
 from node.replay import Replay
 from node.replication import Replication, peer_sources
 from node.rpc.server import RpcServer
@@ -137,6 +138,7 @@ async def assemble(
             pace=Pace(config.network.download_rate),
             lanes_max=config.network.download_connections,
             compression=config.network.compression,
+            plain=config.network.plain_tcp,
         ),
         wallet,
     )
@@ -170,6 +172,22 @@ async def assemble(
     if operator.address in ledger.authorities:
         log.info("this node's operator 0x%s is an authority: it proposes blocks and votes", operator.address.hex())
     return Parts(config, ledger, replay, control, replication, service)
+
+
+class _Public:
+    """The hashes of what is served to anybody, made anew when a model changes. Called in any thread."""
+
+    def __init__(self, replay: Replay) -> None:
+        self._replay = replay
+        self._made: tuple[Registry, frozenset[bytes]] = (Registry(), frozenset())
+
+    def __call__(self) -> frozenset[bytes]:
+        registry = self._replay.state.registry
+        made_of, hashes = self._made
+        if made_of is not registry:
+            hashes = registry.public_hashes()
+            self._made = registry, hashes
+        return hashes
 
 
 @dataclass(frozen=True)
@@ -206,15 +224,17 @@ async def _serve_pieces(
         on_damage=lambda shard_hash, index: token.run_sync_soon(replication.scrubbing.note_damage, shard_hash),
         on_asked=lambda shard_hash, node_id: token.run_sync_soon(replication.fetcher.hear_of, shard_hash, node_id),
         coming=replication.fetcher.coming,
+        public=_Public(replay),
         limits=DataLimits(
             connections_max=config.network.upload_connections,
             connections_per_peer_max=config.network.connections_per_peer,
         ),
         pace=Pace(config.network.upload_rate),
         compression=config.network.compression,
+        plain=config.network.plain_tcp,
     )
     port: int = await nursery.start(server.run)
-    return data_address(host, port)
+    return data_address(host, port, config.network.plain_tcp)
 
 
 async def _join_peers(

@@ -77,6 +77,8 @@ class NetworkSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Connections that one shard is fetched over at once."""
     compression: bool = True
     """Pieces go between nodes packed where that makes them come faster."""
+    plain_tcp: bool = False
+    """Shards are served over plain TCP instead of TLS, and fetched from nodes that do the same."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,7 +148,7 @@ listen = {listen}
 advertise = {advertise}
 # Blocks and transactions (libp2p).
 control_port = {control_port}
-# Shards (TLS).
+# Shards (TLS, unless `plain_tcp` is set).
 data_port = {data_port}
 # Peers to begin with, as `aigen status` prints them: "/ip4/192.0.2.7/tcp/9945/p2p/12D3KooW..."
 bootstrap = {bootstrap}
@@ -162,6 +164,10 @@ connections_per_peer = 8
 download_connections = 8
 # Weights go between nodes compressed (zstd) where that is measured to be faster.
 compression = true
+# Serve shards over plain TCP instead of TLS, and fetch from nodes that do the same; a node without this never does.
+# Only on networks you trust: who can read or alter their packets sees the models' bytes (altered ones are refused by
+# their hash).
+plain_tcp = false
 
 [ledger]
 # How a new node takes in a chain of `fast_blocks` and more. fast: every block with its receipts, checked against what

@@ -28,6 +28,8 @@ class Model(msgspec.Struct, frozen=True):
     registered: int
     """How many registrations came before it: the order of models is theirs."""
     retired: bool = False
+    public: bool = False
+    """Nodes serve its bytes to whoever proves a key, and not to members alone."""
 
     @property
     def key(self) -> ModelKey:
@@ -42,6 +44,11 @@ class Registry(msgspec.Struct, frozen=True):
 
     models: Map[ModelKey, Model] = Map()
     core: ModelKey | None = None
+
+    def public_hashes(self) -> frozenset[bytes]:
+        """The manifests and shards of public models: what is served to anybody."""
+        public = [model for model in self.models.values() if model.public]
+        return frozenset(found for model in public for found in (model.manifest_hash, *model.shard_hashes))
 
     def find(self, model_id: str, version: str | None = None) -> Model:
         """The named version, or the newest that is not retired. Raises NotFound."""
@@ -75,7 +82,10 @@ def apply(state: Registry, event: events.ContractEvent) -> Registry:
             return _with_model(state, model)
         case events.ModelRetired():
             key = ModelId(event.model_id), Version(event.version)
-            return _with_model(state, msgspec.structs.replace(state.models[key], retired=True))
+            return _with_model(state, msgspec.structs.replace(state.models[key], retired=True, public=False))
+        case events.ModelPublicSet():
+            key = ModelId(event.model_id), Version(event.version)
+            return _with_model(state, msgspec.structs.replace(state.models[key], public=event.is_public))
         case events.CoreModelSet():
             return msgspec.structs.replace(state, core=(ModelId(event.model_id), Version(event.version)))
         case _:

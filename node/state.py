@@ -45,7 +45,7 @@ def apply(state: State, event: ContractEvent, transaction_hash: TransactionHash)
         ):
             held = tiers.apply(state.tiers, event, transaction_hash)
             return State(state.registry, held, state.members, state.shards, state.time)
-        case events.ModelRegistered() | events.ModelRetired() | events.CoreModelSet():
+        case events.ModelRegistered() | events.ModelRetired() | events.ModelPublicSet() | events.CoreModelSet():
             models = registry.apply(state.registry, event)
             return State(models, state.tiers, state.members, state.shards, state.time)
         case events.NodeJoined() | events.LeaseRenewed() | events.NodeLeft():
@@ -88,7 +88,7 @@ class _Snapshot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fie
     time: int
 
 
-SNAPSHOT_FORMAT = "aigen state 3"
+SNAPSHOT_FORMAT = "aigen state 4"
 """Raise the number when the layout changes, or what a projection folds an event into."""
 
 _decoder = msgspec.msgpack.Decoder(_Snapshot)

@@ -17,7 +17,7 @@ from genesis.config import GenesisConfig
 from ledger import seal
 from ledger.ledger import Ledger
 from node.members import Member
-from node.network.addresses import DATA_SCHEME
+from node.network.addresses import DATA_SCHEMES
 from node.registry import Model
 from node.rpc import values
 from node.state import State
@@ -37,6 +37,7 @@ def model_info(state: State, model: Model) -> values.ModelInfo:
         architecture=model.architecture,
         metadata=model.metadata,
         retired=model.retired,
+        public=model.public,
     )
 
 
@@ -68,7 +69,7 @@ def shard_infos(state: State, model: Model, live: frozenset[NodeId]) -> tuple[va
 
 def _data_endpoint(member: Member) -> str:
     """Where a member serves pieces, as it says; empty when none of its endpoints is of the data plane."""
-    return next((endpoint for endpoint in member.endpoints if endpoint.startswith(f"{DATA_SCHEME}:")), "")
+    return next((endpoint for endpoint in member.endpoints if endpoint.partition(":")[0] in DATA_SCHEMES), "")
 
 
 def _shard_info(

@@ -18,7 +18,7 @@ COMMANDS = {
     "start": ("node.cli.run", "start", "Run the node until SIGTERM or SIGINT."),
     "status": ("node.cli.run", "status", "What this node is doing, step by step."),
     "chat": ("node.cli.chat", "chat", "Ask MODEL_ID one QUESTION, or talk with it line by line when there is none."),
-    "model": ("node.cli.model", "model", "Import, register, list, load and retire models."),
+    "model": ("node.cli.model", "model", "Import, register, list, load, make public and retire models."),
     "tier": ("node.cli.tier", "tier", "Grant, revoke and check tiers."),
     "account": ("node.cli.account", "account", "Keys, and who may send to the ledger."),
     "authority": ("node.cli.authority", "authority", "The accounts that make the blocks, and proofs that one lied."),

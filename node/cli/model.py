@@ -21,7 +21,7 @@ VERSION_DEFAULT = "1"
 
 @click.group()
 def model() -> None:
-    """Import, register, list, load and retire models."""
+    """Import, register, list, load, make public and retire models."""
 
 
 @model.command("import")
@@ -160,7 +160,7 @@ def list_models(rpc_url: str, token: str | None, as_json: bool) -> None:
             common.size(row["total_size"]),
             row["shard_count"],
             row["minimum_tier"],
-            "retired" if row["retired"] else "core" if row["core"] else "registered",
+            _standing(row),
         )
         for row in answer["models"]
     ]
@@ -170,6 +170,11 @@ def list_models(rpc_url: str, token: str | None, as_json: bool) -> None:
         if not row["registered"]
     ]
     common.show_table(("model", "version", "size", "shards", "tier", "state"), rows)
+
+
+def _standing(row: dict[str, Any]) -> str:
+    found = "retired" if row["retired"] else "core" if row["core"] else "registered"
+    return f"{found}, public" if row["public"] else found
 
 
 def _model_params(model_id: str, version: str | None) -> dict[str, Any]:
@@ -255,6 +260,28 @@ def set_core(
 
     receipt = signer.send(SetCoreModel(ModelId(model_id), Version(version)), method="setCoreModel")
     signer.show(receipt, f"{model_id} version {version} is the core model from block {receipt['block_number']}")
+
+
+@model.command("set-public")
+@click.argument("model_id")
+@click.argument("version")
+@click.option("--off", is_flag=True, help="Serve it to members alone again.")
+@signing.options
+def set_public(
+    model_id: str,
+    version: str,
+    off: bool,
+    signer: Signer,
+) -> None:
+    """Let nodes that are no members fetch a model too, such as mirrors (an admin's transaction).
+
+    Who may use it stays a matter of tiers; but whoever has fetched it has it.
+    """
+    from contracts.calls import SetPublic
+
+    receipt = signer.send(SetPublic(ModelId(model_id), Version(version), not off))
+    served = "members alone" if off else "anybody"
+    signer.show(receipt, f"{model_id} version {version} is served to {served} from block {receipt['block_number']}")
 
 
 @model.command("retire")

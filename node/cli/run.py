@@ -42,7 +42,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 @click.option("--rpc-host", default="127.0.0.1", show_default=True, help="Where JSON-RPC listens.")
 @click.option("--rpc-port", type=int, default=9944, show_default=True, help="JSON-RPC.")
 @click.option("--control-port", type=int, default=9945, show_default=True, help="Blocks and transactions (libp2p).")
-@click.option("--data-port", type=int, default=9946, show_default=True, help="Shards (TLS).")
+@click.option(
+    "--data-port",
+    type=int,
+    default=9946,
+    show_default=True,
+    help="Shards (TLS, unless the config sets network.plain_tcp).",
+)
 @click.option(
     "--operator-key",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -2,8 +2,8 @@
 
 - control plane: a multiaddr, `/ip4/HOST/tcp/PORT/p2p/NODE_ID` (also ip6, dns4, dns6, dns), the form libp2p and
   bootstrap lists use;
-- data plane: `aigen+tls://HOST:PORT`. Which key must answer there follows from the member the endpoint belongs to, so
-  it is not said a second time, where it could disagree.
+- data plane: `aigen+tls://HOST:PORT`, or `aigen+tcp://HOST:PORT` where pieces go in clear. Which key must answer there
+  follows from the member the endpoint belongs to, so it is not said a second time, where it could disagree.
 
 Pure text; knows no sockets and no libp2p.
 """
@@ -22,7 +22,9 @@ from node.network.identity import public_key_of_node_id
 ENDPOINT_CHARS_MAX: Final = 128
 """The longest endpoint the ledger takes (contracts/Members)."""
 
-DATA_SCHEME: Final = "aigen+tls"
+TLS_SCHEME: Final = "aigen+tls"
+PLAIN_SCHEME: Final = "aigen+tcp"
+DATA_SCHEMES: Final = (TLS_SCHEME, PLAIN_SCHEME)
 
 _HOST_NAME: Final = re.compile(r"(?=.{1,253}\Z)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*\.?\Z")
 _PORT: Final = re.compile(r"[0-9]{1,5}\Z")
@@ -44,14 +46,16 @@ class ControlAddress:
 
 @dataclass(frozen=True, slots=True)
 class DataAddress:
-    """A data plane endpoint: where pieces are served over TLS."""
+    """A data plane endpoint: where pieces are served."""
 
     host: str
     port: int
+    plain: bool = False
+    """Over plain TCP, as on networks whose packets nobody else can read or alter; else over TLS."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{DATA_SCHEME}://{host}:{self.port}"
+        return f"{PLAIN_SCHEME if self.plain else TLS_SCHEME}://{host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,31 +87,32 @@ def parse_control(text: str) -> ControlAddress:
 
 
 def parse_data(text: str) -> DataAddress:
-    """A data address from `aigen+tls://HOST:PORT`."""
+    """A data address from `aigen+tls://HOST:PORT` or `aigen+tcp://HOST:PORT`."""
     _check_length(text)
+    expected = f"{text!r} is no data address; expected {TLS_SCHEME}://HOST:PORT or {PLAIN_SCHEME}://HOST:PORT."
     try:
         split = urlsplit(text)
         host = split.hostname
     except ValueError:
         host = None
-    if host is None or split.scheme != DATA_SCHEME:
-        raise BadInput(f"{text!r} is no data address; expected {DATA_SCHEME}://HOST:PORT.")
+    if host is None or split.scheme not in DATA_SCHEMES:
+        raise BadInput(expected)
     # Whatever else a URL may carry (user, path, query) has no meaning here and is refused with the rest.
     port = _port(text, split.netloc.rpartition(":")[2])
-    address = data_address(host, port)
+    address = data_address(host, port, plain=split.scheme == PLAIN_SCHEME)
     if str(address).lower() != text.lower():
-        raise BadInput(f"{text!r} is no data address; expected {DATA_SCHEME}://HOST:PORT.")
+        raise BadInput(expected)
     return address
 
 
-def data_address(host: str, port: int) -> DataAddress:
+def data_address(host: str, port: int, plain: bool = False) -> DataAddress:
     """A data address from its parts, host checked."""
     try:
         host = str(ipaddress.ip_address(host))
     except ValueError:
         if not _HOST_NAME.match(host):
             raise BadInput(f"{host!r} is no IP address and no host name.") from None
-    return DataAddress(host, port)
+    return DataAddress(host, port, plain)
 
 
 def control_address(node_id: NodeId, host: str, port: int) -> ControlAddress:

@@ -1,33 +1,32 @@
 """The data plane's client: one blocking connection to one node, its key pinned, this node proved to it.
 
-Knows the wire; not where pieces go nor whom to ask next (`fetcher` does).
+Over TLS; in clear only to where the ledger says so, and only if the caller takes that. Knows the wire; not where pieces
+go nor whom to ask next (`fetcher` does).
 """
 
-import ssl
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from contracts.errors import BadPeer, Busy
 from contracts.types import PIECE_SIZE, ManifestHash, ShardHash
-from node.network.identity import NodeIdentity, client_context, node_id_of_certificate
+from node.network import handshake
+from node.network.identity import NodeIdentity, client_context
 from node.network.planes import Unpacker
 from node.network.sources import PeerSource
 from node.network.wire import (
-    Challenge,
     Channel,
     DataLimits,
     GetHave,
     GetManifest,
     GetPieces,
     Have,
-    Proof,
     decode_have,
     dial,
     have_bytes_max,
     packed_bits,
     piece_bytes,
-    proof_bytes,
     run_on,
 )
 
@@ -40,7 +39,7 @@ class PeerConnection:
     """An admitted connection. All methods but `run` block, and are for it; what they raise is the peer's doing: Busy,
     or BadPeer."""
 
-    def __init__(self, sock: ssl.SSLSocket, source: PeerSource, limits: DataLimits) -> None:
+    def __init__(self, sock: socket.socket, source: PeerSource, limits: DataLimits) -> None:
         self._socket = sock
         self._channel = Channel(sock)
         self._source = source
@@ -54,17 +53,10 @@ class PeerConnection:
         return await run_on(self._socket, function, wake)
 
     def open(self, identity: NodeIdentity) -> None:
-        """TLS, check who answers, prove who asks."""
-        channel = self._channel
+        """Check who answers, prove who asks."""
+        channel, source = self._channel, self._source
         channel.within(self._limits.handshake_s)
-        certificate = channel.handshake()
-        answering = node_id_of_certificate(certificate) if certificate else None
-        if answering != self._source.node_id:
-            raise BadPeer(f"another node answers there: {answering}")
-        challenge = channel.receive_frame(Challenge)
-        self.packs = challenge.packs
-        signature = identity.sign(proof_bytes(self._source.node_id, identity.node_id, challenge.nonce))
-        channel.send_frame(Proof(identity.node_id, signature))
+        self.packs = handshake.prove(channel, identity, source.node_id, plain=source.address.plain).packs
         if channel.receive_part():
             raise BadPeer("sent data where it only admits")
 
@@ -136,17 +128,23 @@ class PeerConnection:
 
 
 @asynccontextmanager
-async def connected(source: PeerSource, identity: NodeIdentity, limits: DataLimits) -> AsyncIterator[PeerConnection]:
-    """An admitted connection to a peer, closed at the end whatever happens. Raises Busy, or BadPeer."""
+async def connected(
+    source: PeerSource, identity: NodeIdentity, limits: DataLimits, *, plain: bool = False
+) -> AsyncIterator[PeerConnection]:
+    """An admitted connection to a peer, closed at the end whatever happens. Without `plain` none is made in clear.
+    Raises Busy, or BadPeer."""
+    if source.address.plain and not plain:
+        raise BadPeer("it serves over plain TCP, where this node goes only with network.plain_tcp = true")
     sock = await dial(source.address.host, source.address.port, limits)
     try:
-        tls = _context.wrap_socket(sock, do_handshake_on_connect=False)
+        if not source.address.plain:
+            sock = _context.wrap_socket(sock, do_handshake_on_connect=False)
     except OSError as error:
         sock.close()
         raise Busy(f"no connection: {error.strerror or error}") from None
     try:
-        connection = PeerConnection(tls, source, limits)
+        connection = PeerConnection(sock, source, limits)
         await connection.run(lambda: connection.open(identity))
         yield connection
     finally:
-        tls.close()
+        sock.close()

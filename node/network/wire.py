@@ -1,9 +1,10 @@
 """The data plane's wire format and its blocking channel: TLS, frames, parts, deadlines.
 
-One connection, seen from the client: TLS 1.3 (the server's key is pinned), the server's Challenge, the client's Proof,
-one part that admits or refuses; then any number of requests, each answered by parts. A request is a frame: 4 bytes
-length, MessagePack. A part is 1 byte status, 4 bytes length, that many raw bytes: a piece, a manifest, a packed piece
-when the status is PACKED, or the reason when it is another, which also ends the answer.
+One connection, seen from the client: TLS 1.3 (the server's key is pinned), or in clear its own Greeting and one part
+(see `handshake`); the server's Challenge, the client's Proof, one part that admits or refuses; then any number of
+requests, each answered by parts. A request is a frame: 4 bytes length, MessagePack. A part is 1 byte status, 4 bytes
+length, that many raw bytes: a piece, a manifest, a packed piece when the status is PACKED, or the reason when it is
+another, which also ends the answer.
 
 Packing (see `planes`) is agreed on for each connection: the server says in its Challenge that it can, the client says
 with each request which pieces may come packed, and the server packs those of them that shrink. Who does not know of it
@@ -44,6 +45,9 @@ OTHERS_MAX: Final = 16
 _FRAME: Final = struct.Struct(">I")
 _PART: Final = struct.Struct(">BI")
 _PROOF_DOMAIN: Final = b"aigen data plane 1"
+_SERVER_PROOF_DOMAIN: Final = b"aigen data plane 1, server in clear"
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "TLSV1_ALERT_PROTOCOL_VERSION"})
+"""What OpenSSL calls it when something else is spoken."""
 
 
 class Status(enum.IntEnum):
@@ -58,6 +62,7 @@ class Status(enum.IntEnum):
 
 
 Hash = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Index = Annotated[int, Meta(ge=0, lt=2**32)]
 
 
@@ -65,12 +70,20 @@ class NotThere(Busy):
     """The other side does not have what it was asked for. The connection goes on."""
 
 
+class Greeting(Struct, frozen=True, tag=True):
+    """The client's first frame in clear; answered by an empty part."""
+
+    nonce: Nonce
+
+
 class Challenge(Struct, frozen=True, tag=True):
     """The server's first frame."""
 
-    nonce: Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+    nonce: Nonce
     packs: bool = False
     """It sends pieces packed to whoever takes them so."""
+    signature: Annotated[bytes, Meta(max_length=64)] = b""
+    """In clear: the server's own, over `server_proof_bytes`."""
 
 
 class Proof(Struct, frozen=True, tag=True):
@@ -120,7 +133,7 @@ class Have(Struct, frozen=True):
     giving the same twice while there is something that nobody else has."""
 
 
-Frame = Challenge | Proof | GetManifest | GetPieces | GetHave
+Frame = Greeting | Challenge | Proof | GetManifest | GetPieces | GetHave
 _frames = msgspec.msgpack.Decoder(Frame)
 _have = msgspec.msgpack.Decoder(Have)
 
@@ -146,6 +159,12 @@ def have_bytes_max(piece_count: int) -> int:
 def proof_bytes(server: NodeId, client: NodeId, nonce: bytes) -> bytes:
     """What a client signs. The server's name is in it, so no server can pass the proof on to another."""
     return b"\0".join((_PROOF_DOMAIN, server.encode(), client.encode(), nonce))
+
+
+def server_proof_bytes(server: NodeId, greeting: bytes, challenge: bytes) -> bytes:
+    """What a server signs in clear: the nonce of the client's that shows it is there now, and its own, so that nobody
+    between can have the client sign another."""
+    return b"\0".join((_SERVER_PROOF_DOMAIN, server.encode(), greeting, challenge))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +210,30 @@ class Channel:
         """TLS; returns the other side's certificate (DER) if it showed one."""
         assert isinstance(self._socket, ssl.SSLSocket)
         with self._lost_is_busy("the TLS handshake"):
-            self._socket.do_handshake()
+            try:
+                self._socket.do_handshake()
+            except ssl.SSLError as error:
+                if error.reason in _NO_TLS:
+                    raise Busy("no TLS is spoken there, perhaps plain TCP") from None
+                raise
             return self._socket.getpeercert(binary_form=True)
+
+    # Before TLS, where it is to come: on the plain socket beneath.
+
+    def first_byte(self) -> int:
+        """What the other side begins with, left where it is."""
+        with self._lost_is_busy("receiving"):
+            data = socket.socket.recv(self._socket, 1, socket.MSG_PEEK)
+        if not data:
+            raise Busy("the connection was closed before anything was said")
+        return data[0]
+
+    def refuse_in_clear(self, reason: str) -> None:
+        """Tell somebody who began in clear. What it sent is taken first: with that unread, closing would destroy what
+        was said."""
+        with self._lost_is_busy("refusing"):
+            socket.socket.recv(self._socket, FRAME_BYTES_MAX)
+            socket.socket.sendall(self._socket, _reason_part(Status.MALFORMED, reason))
 
     def send(self, data: bytes | memoryview) -> None:
         view, size, done = memoryview(data), len(data), 0
@@ -242,8 +283,7 @@ class Channel:
         self.send(data)
 
     def send_reason(self, status: Status, reason: str) -> None:
-        data = reason.encode()[:REASON_BYTES_MAX]
-        self.send(_PART.pack(status, len(data)) + data)
+        self.send(_reason_part(status, reason))
 
     def receive_part(self) -> int:
         """The size of the data that follows; Busy, or NotThere, with the peer's reason when it sends one instead."""
@@ -279,6 +319,11 @@ class Channel:
             raise Busy(f"{doing} stalled for {self._seconds:.1f} s") from None
         except OSError as error:
             raise Busy(f"{doing} failed: {error.strerror or error}") from None
+
+
+def _reason_part(status: Status, reason: str) -> bytes:
+    data = reason.encode()[:REASON_BYTES_MAX]
+    return _PART.pack(status, len(data)) + data
 
 
 async def run_blocking(sock: socket.socket, function: Callable[[], T], wake: Callable[[], None] = lambda: None) -> T:

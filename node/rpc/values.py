@@ -26,7 +26,8 @@ StepState = Literal["waiting", "running", "done", "failed"]
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model registered on the ledger. `core` is True for the one designated now."""
+    """A model registered on the ledger. `core` is True for the one designated now; one that is `public` is served to
+    nodes that are no members too."""
 
     model_id: ModelId
     version: Version
@@ -40,6 +41,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     architecture: str
     metadata: str
     retired: bool
+    public: bool
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True):

@@ -8,8 +8,8 @@ from eth_hash.auto import keccak
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from contracts.calls import RegisterModel, RetireModel, SetCoreModel
-from contracts.events import CoreModelSet, ModelRegistered, ModelRetired
+from contracts.calls import RegisterModel, RetireModel, SetCoreModel, SetPublic
+from contracts.events import CoreModelSet, ModelPublicSet, ModelRegistered, ModelRetired
 from contracts.limits import UINT64_MAX
 from contracts.types import SHARDS_PER_MODEL_MAX, ModelId, Version
 from tests.contracts.chain import ADMIN, MIB, MODEL, Chain, Reverted, encode_loosely, hashes, model
@@ -147,14 +147,37 @@ def test_retire(chain: Chain) -> None:
     for view in ("required_tier", "active_shard_count"):
         with pytest.raises(Reverted, match="model is retired"):
             chain.view("Models", view, SMOL, V1)
-    for call in (RetireModel(SMOL, V1), SetCoreModel(SMOL, V1)):
+    for call in (RetireModel(SMOL, V1), SetCoreModel(SMOL, V1), SetPublic(SMOL, V1, True)):
         with pytest.raises(Reverted, match="model is retired"):
             chain.send(ADMIN, call)
 
 
+def test_a_model_is_public_once_it_is_said_until_it_is_taken_back(chain: Chain) -> None:
+    chain.send(ADMIN, MODEL)
+    chain.send(ADMIN, model(version=V2))
+    with pytest.raises(Reverted, match="model is not public"):
+        chain.send(ADMIN, SetPublic(SMOL, V1, False))
+    assert chain.send(ADMIN, SetPublic(SMOL, V1, True)) == [ModelPublicSet(SMOL, V1, True)]
+    assert [chain.view("Models", "is_public", SMOL, version) for version in (V1, V2)] == [True, False]
+    with pytest.raises(Reverted, match="model is already public"):
+        chain.send(ADMIN, SetPublic(SMOL, V1, True))
+    assert chain.send(ADMIN, SetPublic(SMOL, V1, False)) == [ModelPublicSet(SMOL, V1, False)]
+    assert not chain.view("Models", "is_public", SMOL, V1)
+
+
+def test_a_retired_model_is_not_public(chain: Chain) -> None:
+    chain.send(ADMIN, MODEL)
+    chain.send(ADMIN, SetPublic(SMOL, V1, True))
+    assert chain.send(ADMIN, RetireModel(SMOL, V1)) == [ModelRetired(SMOL, V1)]
+    assert not chain.view("Models", "is_public", SMOL, V1)
+    with pytest.raises(Reverted, match="model is retired"):
+        chain.send(ADMIN, SetPublic(SMOL, V1, False))
+
+
 def test_what_is_unknown_is_refused(chain: Chain) -> None:
     chain.send(ADMIN, MODEL)
-    for call in (RetireModel(SMOL, V2), SetCoreModel(SMOL, V2), SetCoreModel(ModelId("1.0"), Version("smol"))):
+    unknown = ModelId("1.0"), Version("smol")
+    for call in (RetireModel(SMOL, V2), SetCoreModel(SMOL, V2), SetCoreModel(*unknown), SetPublic(SMOL, V2, True)):
         with pytest.raises(Reverted, match="unknown model"):
             chain.send(ADMIN, call)
     for view in ("required_tier", "active_shard_count", "shard_count_of"):

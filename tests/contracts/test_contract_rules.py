@@ -46,6 +46,7 @@ ADMIN_CALLS = [
     calls.SetCheckPeriod(1),
     MODEL,
     calls.RetireModel(SMOL, V1),
+    calls.SetPublic(SMOL, V1, True),
     calls.SetCoreModel(SMOL, V1),
     calls.AddMirror(SMOL, V1, "http", "https://m"),
     calls.RemoveMirror(SMOL, V1, "http", "https://m"),

@@ -28,6 +28,7 @@ from contracts.calls import (
     RetireModel,
     RevokeTier,
     SetCoreModel,
+    SetPublic,
     WithdrawShards,
 )
 from contracts.errors import BadPeer
@@ -82,6 +83,8 @@ BLOCKS: list[list[Step]] = [
         (ADMIN, AddMirror(MODEL, VERSION, "http", "http://192.0.2.1/"), ENOUGH),
         (ADMIN, RemoveMirror(MODEL, VERSION, "http", "http://192.0.2.1/"), ENOUGH),
         (OPERATOR, WithdrawShards(NODE, MODEL, VERSION, (1,)), ENOUGH),
+        (ADMIN, SetPublic(MODEL, VERSION, True), ENOUGH),
+        (ADMIN, SetPublic(MODEL, VERSION, True), ENOUGH),  # refused: it is so already
         (ADMIN, SetCoreModel(MODEL, VERSION), ENOUGH),
         (ADMIN, RetireModel(MODEL, VERSION), ENOUGH),  # refused: it is the core model
     ],
@@ -89,11 +92,11 @@ BLOCKS: list[list[Step]] = [
     [(ADMIN, AddAuthority(STRANGER.address), ENOUGH), (ADMIN, RemoveAuthority(STRANGER.address), ENOUGH)],
 ]
 
-ROOTS = "0x98f379ecab201906656b371e07203a897627d3fd973ba6100a6ed5f01f5c125b"
+ROOTS = "0x8ec276c53c5f4514b9e22b8a0e0d7689f12f7a8d54e3d245fa8fb937ad6be11f"
 """Keccak of what execution decides of all headers of the chain with these blocks, as py-evm alone makes it of the
 contracts of today."""
 
-RECEIPTS = "0x569dc829082d6cf677aa12a7bfd1a4f9b9f7803c33ad7cb860cffc4b420ec03b"
+RECEIPTS = "0x5a33eaeea4f017939256b52df32ccc1be5952dda9752839c7bf9ea42a039fd13"
 """Keccak of all its receipts."""
 
 

@@ -59,12 +59,14 @@ def test_variables_of_every_kind(path: Path) -> None:
         "AIGEN_NODE_ROLE": "gateway",
         "AIGEN_NETWORK_BOOTSTRAP": " a, b ,,",
         "AIGEN_STORAGE_SCRUB_INTERVAL_S": "1.5",
+        "AIGEN_NETWORK_PLAIN_TCP": "true",
         "AIGEN_PASSWORD": "of something else",
     }
     found = load(path, environment)
     assert found.node.role == "gateway"
     assert found.network.bootstrap == ("a", "b")
     assert found.storage.scrub_interval_s == 1.5
+    assert (found.network.plain_tcp, load(path).network.plain_tcp) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,8 @@ def test_bad_commands_are_refused_in_one_line_and_change_nothing(cluster: Cluste
         "no admin", cluster.accounts["alice"]
     )
     b.cli("model", "retire", MODEL, "1", *alice).refused("not an admin")
+    b.cli("model", "set-public", MODEL, "1", *alice).refused("not an admin")
+    b.cli("model", "set-public", MODEL, "1", "--off", *admin).refused("model is not public")
     b.cli("model", "retire", MODEL, "1", *admin).refused("core model")
     stranger = ("--key", cluster.key("stranger"))
     b.cli("account", "enrol", cluster.accounts["stranger"], *stranger).refused("not enrolled", "aigen account enrol")
@@ -641,6 +643,11 @@ def test_commands_that_change_the_ledger_print_lines_and_json(cluster: Cluster) 
         model_id = f"brief-{as_json}".lower()
         cluster.manifests[model_id] = cluster.manifests[SMALL]
         publish(cluster, a, model_id)
+        for off, state in (((), "registered, public"), (("--off",), "registered"), ((), "registered, public")):
+            change("model", "set-public", model_id, 1, *off, as_json=as_json)
+            assert row_of(b.cli("model", "list"), model_id)["state"] == state
+            assert field_of(b.cli("model", "info", model_id), "public") == ("yes" if "public" in state else "no")
+        b.cli("model", "set-public", model_id, 1, *admin).refused("model is already public")
         change("model", "retire", model_id, 1, as_json=as_json)
         assert row_of(b.cli("model", "list"), model_id)["state"] == "retired"
 

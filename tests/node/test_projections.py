@@ -80,6 +80,21 @@ def test_retired_versions_are_found_only_when_no_other_is_meant() -> None:
     assert after(*both, *all_retired).registry.find("one", "1").retired
 
 
+def test_a_model_is_public_until_that_is_taken_back_or_it_is_retired() -> None:
+    def public(version: str, is_public: bool = True) -> events.ModelPublicSet:
+        return events.ModelPublicSet(ModelId("one"), Version(version), is_public)
+
+    both = after(registered(), registered(version="2"), registered("two"))
+    assert both.registry.public_hashes() == frozenset()
+    found = after(public("2"), start=both)
+    assert [found.registry.find("one", version).public for version in ("1", "2")] == [False, True]
+    assert found.registry.public_hashes() == {b"\1" * 32, b"\2" * 32}
+    assert after(public("2", False), start=found) == both
+    retired = after(events.ModelRetired(ModelId("one"), Version("2")), start=found).registry
+    assert not retired.find("one", "2").public
+    assert retired.public_hashes() == frozenset()
+
+
 def test_core_model_is_the_one_set_last() -> None:
     sets = [events.CoreModelSet(ModelId(name), V1) for name in ("one", "two")]
     assert after(registered(), registered("two"), *sets).registry.core == ("two", "1")
@@ -166,6 +181,7 @@ any_event = st.one_of(
     st.builds(registered, models, versions, st.booleans()),
     st.builds(events.ModelRetired, models, versions),
     st.builds(events.CoreModelSet, models, versions),
+    st.builds(events.ModelPublicSet, models, versions, st.booleans()),
     st.builds(events.NodeJoined, nodes, accounts, st.sampled_from(("worker", "storage")), st.just(("a", "b"))),
     st.builds(events.NodeLeft, nodes),
     st.builds(events.LeaseRenewed, nodes, times),
@@ -196,7 +212,7 @@ def possible_samples() -> list[ContractEvent]:
     return [
         announced(NODES[0], 0), withdrawn(NODES[0], 0), registered(), events.ModelRetired(ModelId("one"), V1),
         events.CoreModelSet(ModelId("one"), V1), events.NodeJoined(NODES[0], ACCOUNTS[0], "worker", ()),
-        events.NodeLeft(NODES[0]), events.LeaseRenewed(NODES[0], 1),
+        events.NodeLeft(NODES[0]), events.LeaseRenewed(NODES[0], 1), events.ModelPublicSet(ModelId("one"), V1, True),
         events.TierDefined("pro", 1, 1), events.TierGranted(ACCOUNTS[0], "pro", 1),
         events.TierRevoked(ACCOUNTS[0]), events.CheckPeriodSet(1), checked(),
         events.MirrorAdded(ModelId("one"), V1, "http", "a"), events.MirrorRemoved(ModelId("one"), V1, "http", "a"),
@@ -216,7 +232,7 @@ def _is_possible(now: State, event: ContractEvent) -> bool:
     match event:
         case events.ModelRegistered():
             return (event.model_id, event.version) not in now.registry.models
-        case events.ModelRetired() | events.CoreModelSet():
+        case events.ModelRetired() | events.CoreModelSet() | events.ModelPublicSet():
             return (event.model_id, event.version) in now.registry.models
         case events.NodeLeft() | events.LeaseRenewed():
             return event.node_id in now.members.members

@@ -62,13 +62,19 @@ class Connection(Protocol):
 
 @asynccontextmanager
 async def connect(
-    source: Source, shard: ManifestShard, identity: NodeIdentity, limits: DataLimits, compression: bool = False
+    source: Source,
+    shard: ManifestShard,
+    identity: NodeIdentity,
+    limits: DataLimits,
+    *,
+    compression: bool = False,
+    plain: bool = False,
 ) -> AsyncIterator[Connection]:
-    """A connection to a source, closed at the end. With `compression` a peer's pieces may come packed. Raises Busy or
-    BadPeer."""
+    """A connection to a source, closed at the end. With `compression` a peer's pieces may come packed, with `plain` in
+    clear. Raises Busy or BadPeer."""
     match source:
         case PeerSource():
-            async with connected(source, identity, limits) as peer:
+            async with connected(source, identity, limits, plain=plain) as peer:
                 yield _Peer(peer, shard, compression)
         case MirrorSource():
             with WebClient(limits) as web:
@@ -79,12 +85,12 @@ async def connect(
 
 
 async def fetch_manifest(
-    source: Source, manifest_hash: ManifestHash, identity: NodeIdentity, limits: DataLimits
+    source: Source, manifest_hash: ManifestHash, identity: NodeIdentity, limits: DataLimits, *, plain: bool = False
 ) -> bytes:
     """What a source gives for a manifest; the caller checks its hash. Raises Busy or BadPeer."""
     match source:
         case PeerSource():
-            async with connected(source, identity, limits) as peer:
+            async with connected(source, identity, limits, plain=plain) as peer:
                 return await peer.run(lambda: peer.manifest(manifest_hash, MANIFEST_SIZE_MAX))
         case MirrorSource():
             url = source.manifest_url(manifest_hash)

@@ -66,12 +66,15 @@ class Fetcher:
         pace: Pace | None = None,
         lanes_max: int = LANES_MAX,
         compression: bool = True,
+        plain: bool = False,
         rng: random.Random | None = None,
     ) -> None:
         """`locate` says where a node is that a peer named as one that may have pieces; `members` who else may fetch the
-        same. Without `compression` peers are asked for every piece as it is."""
+        same. Without `compression` peers are asked for every piece as it is; without `plain` those that serve in clear
+        are passed over."""
         rng, pace = rng or random.Random(), pace or Pace(0)
         self._store = store
+        self._plain = plain
         self._records = Records(rng)
         self._means = Means(
             identity,
@@ -81,7 +84,7 @@ class Fetcher:
             rng,
             locate,
             lanes_within(pace.bytes_per_s, lanes_max),
-            connect=functools.partial(connections.connect, compression=compression),
+            connect=functools.partial(connections.connect, compression=compression, plain=plain),
             anybody=lambda: anybody(members(), locate, rng),
         )
         self._locks: dict[bytes, tuple[trio.Lock, int]] = {}
@@ -131,7 +134,9 @@ class Fetcher:
                 reasons.append(f"{source} is not asked for now: {trouble}")
                 continue
             try:
-                data = await connections.fetch_manifest(source, manifest_hash, means.identity, means.limits)
+                data = await connections.fetch_manifest(
+                    source, manifest_hash, means.identity, means.limits, plain=self._plain
+                )
                 if sha256(data).digest() != manifest_hash:
                     raise BadPeer(f"its {len(data):,} bytes are not the manifest {manifest_hash.hex()}")
             except (BadPeer, Busy) as error:
@@ -190,9 +195,9 @@ class Fetcher:
 
     async def proves(self, shard: ManifestShard, source: Source) -> bool:
         """Whether a source has a shard, as far as one piece tells, which is drawn at random and proved."""
-        sample = _Sample(shard, self._means.rng.randrange(shard.piece_count))
+        sample, means = _Sample(shard, self._means.rng.randrange(shard.piece_count)), self._means
         try:
-            async with connections.connect(source, shard, self._means.identity, self._means.limits) as connection:
+            async with means.connect(source, shard, means.identity, means.limits) as connection:
                 await connection.fetch(range(sample.index, sample.index + 1), sample)
         except (BadPeer, Busy) as error:
             self._records.failed(source, error, trio.current_time())

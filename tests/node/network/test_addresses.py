@@ -36,10 +36,18 @@ def test_control_addresses_come_out_as_they_went_in(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["aigen+tls://10.0.0.1:9946", "aigen+tls://[2001:db8::1]:1", "aigen+tls://node-1.example.org:65535"]
+    "text",
+    [
+        "aigen+tls://10.0.0.1:9946",
+        "aigen+tls://[2001:db8::1]:1",
+        "aigen+tls://node-1.example.org:65535",
+        "aigen+tcp://10.0.0.1:9946",
+        "aigen+tcp://[2001:db8::1]:1",
+    ],
 )
 def test_data_addresses_come_out_as_they_went_in(text: str) -> None:
     assert str(parse_data(text)) == text
+    assert parse_data(text).plain == text.startswith("aigen+tcp")
 
 
 @pytest.mark.parametrize(
@@ -77,6 +85,9 @@ def test_what_is_no_control_address_is_refused(text: str) -> None:
         "",
         "10.0.0.1:9946",
         "https://10.0.0.1:9946",
+        "tcp://10.0.0.1:9946",
+        "aigen+udp://10.0.0.1:9946",
+        "aigen+tcp://10.0.0.1:9946/path",
         "aigen+tls://",
         "aigen+tls://:9946",
         "aigen+tls://10.0.0.1",
@@ -101,6 +112,7 @@ def test_the_endpoints_of_a_member_are_sorted_by_plane() -> None:
     assert parse_endpoints(ID, [data, control]) == Endpoints(
         (ControlAddress(ID, "ip4", "10.0.0.1", 9945),), (DataAddress("10.0.0.1", 9946),)
     )
+    assert parse_endpoints(ID, ["aigen+tcp://10.0.0.1:9946"]).data == (DataAddress("10.0.0.1", 9946, plain=True),)
     assert parse_endpoints(ID, []) == Endpoints((), ())
 
 

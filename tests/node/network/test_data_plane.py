@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from contracts.errors import BadInput, Busy, Conflict
-from contracts.types import PIECE_SIZE, ShardHash
+from contracts.types import PIECE_SIZE, NodeId, ShardHash
 from node.network.addresses import DataAddress
 from node.network.client import PeerConnection, connected
 from node.network.fetching.fetcher import Fetcher
@@ -65,6 +65,8 @@ class World:
         self.manifest_hash = put(self.holder.store, self.manifest, self.shards)
         self.members = {self.holder.identity.node_id, self.wanter.identity.node_id}
         self.damaged: list[tuple[ShardHash, int]] = []
+        self.public: set[bytes] = set()
+        self.asked: list[NodeId] = []
 
     def server(
         self,
@@ -73,6 +75,7 @@ class World:
         port: int = 0,
         limits: DataLimits = FAST,
         identity: NodeIdentity | None = None,
+        plain: bool = False,
     ) -> DataServer:
         return kind(
             identity or self.holder.identity,
@@ -81,14 +84,17 @@ class World:
             listen_host="127.0.0.1",
             listen_port=port,
             on_damage=lambda shard, index: self.damaged.append((shard, index)),
+            on_asked=lambda shard, node_id: self.asked.append(node_id),
+            public=lambda: self.public,
             limits=limits,
+            plain=plain,
         )
 
-    def source(self, port: int, identity: NodeIdentity | None = None) -> PeerSource:
-        return PeerSource((identity or self.holder.identity).node_id, DataAddress("127.0.0.1", port))
+    def source(self, port: int, identity: NodeIdentity | None = None, plain: bool = False) -> PeerSource:
+        return PeerSource((identity or self.holder.identity).node_id, DataAddress("127.0.0.1", port, plain))
 
-    def fetcher(self, limits: DataLimits = FAST) -> Fetcher:
-        return Fetcher(self.wanter.store, self.wanter.identity, limits=limits)
+    def fetcher(self, limits: DataLimits = FAST, plain: bool = False) -> Fetcher:
+        return Fetcher(self.wanter.store, self.wanter.identity, limits=limits, plain=plain)
 
     def fetched(self, index: int) -> bytes:
         return self.wanter.store.path(self.manifest.shards[index].sha256).read_bytes()

@@ -61,13 +61,14 @@ def model(model_id: str, minimum_tier: str, shard_count: int, version: str = "1"
         architecture="mistral",
         metadata="{}",
         retired=False,
+        public=False,
     )
 
 
 def registration(model_id: str, version: str = "1") -> RegisterModel:
     """The call that registers `model(model_id, "basic", 2, version)`."""
     info = model(model_id, "basic", 2, version)
-    names = (name for name in info.__struct_fields__ if name not in {"retired"})
+    names = (name for name in info.__struct_fields__ if name not in {"retired", "public"})
     return RegisterModel(**{name: getattr(info, name) for name in names})
 
 
@@ -85,7 +86,7 @@ class FakeNode:
     def __init__(self) -> None:
         self._models = {
             ("mistral-7b", "1"): msgspec.structs.replace(model("mistral-7b", "basic", 4), core=True),
-            ("codegen-16b", "1"): model("codegen-16b", "pro", 2),
+            ("codegen-16b", "1"): msgspec.structs.replace(model("codegen-16b", "pro", 2), public=True),
             ("old-model", "1"): msgspec.structs.replace(model("old-model", "basic", 1), retired=True),
         }
         self._accounts = {

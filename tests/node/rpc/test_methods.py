@@ -119,7 +119,10 @@ async def test_list_models():
         "architecture": "mistral",
         "metadata": "{}",
         "retired": False,
+        "public": False,
     }
+    assert [model["public"] for model in listed["models"]] == [False, True, False]
+    assert (await result(FakeNode(), "getModelInfo", {"model_id": "codegen-16b"}, NOBODY))["public"] is True
     assert listed["catalogue"][0]["registered"] is False
 
 
