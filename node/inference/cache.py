@@ -37,10 +37,13 @@ class CacheStatistics:
 class ModelCache:
     """The models that are in memory, the least recently used first."""
 
-    def __init__(self, budget_bytes: int, models_max: int = MODELS_MAX) -> None:
-        assert budget_bytes > 0
+    def __init__(self, budget_bytes: int, models_max: int = MODELS_MAX, answers_bytes: int = 0) -> None:
+        """`answers_bytes` of the budget no model may take: the least that conversations have."""
+        assert 0 <= answers_bytes < budget_bytes
         assert models_max > 0
         self._budget_bytes = budget_bytes
+        self._answers_bytes = answers_bytes
+        self._models_bytes = budget_bytes - answers_bytes
         self._models_max = models_max
         self._residents: dict[str, Resident] = {}
         self._hits = 0
@@ -72,19 +75,19 @@ class ModelCache:
         assert key not in self._residents
         pinned = [resident for resident in self._residents.values() if resident.pinned]
         pinned_bytes = sum(resident.size_bytes for resident in pinned)
-        if pinned_bytes + size_bytes > self._budget_bytes or len(pinned) + 1 > self._models_max:
+        if pinned_bytes + size_bytes > self._models_bytes or len(pinned) + 1 > self._models_max:
             raise NoSpace(self._explain(key, size_bytes))
         used_bytes = sum(resident.size_bytes for resident in self._residents.values())
         count = len(self._residents)
         out: list[str] = []
         for resident in self._residents.values():
-            if used_bytes + size_bytes <= self._budget_bytes and count + 1 <= self._models_max:
+            if used_bytes + size_bytes <= self._models_bytes and count + 1 <= self._models_max:
                 break
             if not resident.pinned and resident.users == 0:
                 out.append(resident.key)
                 used_bytes -= resident.size_bytes
                 count -= 1
-        if used_bytes + size_bytes > self._budget_bytes or count + 1 > self._models_max:
+        if used_bytes + size_bytes > self._models_bytes or count + 1 > self._models_max:
             raise Busy(self._explain(key, size_bytes))
         return tuple(out)
 
@@ -93,17 +96,17 @@ class ModelCache:
         assert key not in self._residents
         self._residents[key] = Resident(key, size_bytes, pin)
         used_bytes = sum(resident.size_bytes for resident in self._residents.values())
-        assert used_bytes <= self._budget_bytes, f"{used_bytes} bytes in a cache of {self._budget_bytes}"
+        assert used_bytes <= self._models_bytes, f"{used_bytes} bytes in a cache of {self._models_bytes} for models"
         assert len(self._residents) <= self._models_max
 
     def resize(self, key: str, size_bytes: int) -> None:
         """It turned out to take another size; NoSpace, and nothing changed, if that is too much."""
         resident = self._residents[key]
         used_bytes = sum(other.size_bytes for other in self._residents.values()) - resident.size_bytes
-        if used_bytes + size_bytes > self._budget_bytes:
+        if used_bytes + size_bytes > self._models_bytes:
             raise NoSpace(
                 f"{key} takes {size_bytes} bytes, more than its {resident.size_bytes} because its weights cannot be "
-                f"mapped as they are; the cache has {self._budget_bytes - used_bytes} for it; import the model again"
+                f"mapped as they are; the cache has {self._models_bytes - used_bytes} for it; import the model again"
             )
         self._residents[key] = replace(resident, size_bytes=size_bytes)
 
@@ -142,6 +145,10 @@ class ModelCache:
         """The engine is gone, and every model with it."""
         self._residents.clear()
 
+    def left_bytes(self, coming_bytes: int = 0) -> int:
+        """What conversations may take while no other model is loaded but one of this size."""
+        return self._budget_bytes - coming_bytes - sum(resident.size_bytes for resident in self._residents.values())
+
     def statistics(self) -> CacheStatistics:
         """A frozen picture."""
         return CacheStatistics(
@@ -164,14 +171,16 @@ class ModelCache:
             f"pinned {_listed(pinned)}",
             f"in use {_listed(in_use)}",
         ]
+        if self._answers_bytes:
+            parts.append(f"kept for answers {self._answers_bytes}")
         if idle:
             parts.append(f"could go {_listed(idle)}")
         if len(self._residents) >= self._models_max:
             parts.append(f"{len(self._residents)} models are loaded, the limit is {self._models_max}")
         held_bytes = sum(resident.size_bytes for resident in pinned)
-        short_bytes = held_bytes + size_bytes - self._budget_bytes
-        if size_bytes > self._budget_bytes:
-            parts.append(f"raise the cache by at least {size_bytes - self._budget_bytes} bytes")
+        short_bytes = held_bytes + size_bytes - self._models_bytes
+        if size_bytes > self._models_bytes:
+            parts.append(f"raise the cache by at least {size_bytes - self._models_bytes} bytes")
         elif short_bytes > 0:
             parts.append(f"raise the cache by at least {short_bytes} bytes, or {_listed(pinned)} would have to go")
         elif in_use:

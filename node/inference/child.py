@@ -26,6 +26,8 @@ from node.inference.frames import (
     Load,
     Loaded,
     Reply,
+    Resize,
+    Resized,
     Unload,
     Unloaded,
     body_size,
@@ -126,15 +128,16 @@ class _Waiting:
     """Somebody waits for the one reply to a load or an unload."""
 
     done: trio.Event
-    reply: Loaded | Unloaded | None = None
+    reply: Loaded | Unloaded | Resized | None = None
     error: Refused | None = None
 
 
 class Child:
     """Call `start`, then `serve` until it returns, then `end`, in one task; the rest from anywhere meanwhile."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, answers_bytes: int) -> None:
         self._threads = threads
+        self._answers_bytes = answers_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: trio.SocketStream | None = None
         self._answers: dict[int, Answer] = {}
@@ -155,8 +158,9 @@ class Child:
         with theirs:
             # In this thread on purpose: the kernel ends the child when the thread that started it is gone, and
             # trio's own way starts it in a worker thread that leaves after ten idle seconds.
+            settings = (theirs.fileno(), self._threads, self._answers_bytes)
             self._process = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-P", "-m", "node.inference.process", str(theirs.fileno()), str(self._threads)],
+                [sys.executable, "-P", "-m", "node.inference.process", *map(str, settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
@@ -214,7 +218,7 @@ class Child:
         except trio.WouldBlock:
             raise Busy(f"{COMMANDS_MAX} commands wait for the engine process; try again later") from None
 
-    async def ask(self, command: Load | Unload) -> Loaded | Unloaded:
+    async def ask(self, command: Load | Unload | Resize) -> Loaded | Unloaded | Resized:
         """Send and wait for the one reply."""
         if self._ended is not None:
             raise Busy(ENDED.format(reason=self._ended))
@@ -248,7 +252,7 @@ class Child:
                     answer.feed(chunk)
                     if chunk.finish_reason is not None:
                         del self._answers[request]
-            case Loaded() | Unloaded():
+            case Loaded() | Unloaded() | Resized():
                 if waiting := self._waiting.get(reply.request):
                     waiting.reply = reply
                     waiting.done.set()

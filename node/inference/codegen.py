@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 
 from contracts.errors import BadInput
-from node.inference.decoder import Decoder, KeyValues, Product, Shape
+from node.inference.decoder import Decoder, Product
+from node.inference.memory import KeyValues, Shape
 from node.inference.weights import BuiltModel
 
 BLOCKS = 4
@@ -87,6 +88,23 @@ class CodeGenDecoder(Decoder):
         memory.length = position + 1
         return hidden
 
+    def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
+        hidden = self._embedding[torch.tensor(tokens)].float()
+        for index, layer in enumerate(self._layers):
+            matrix = layer.norm(hidden)
+            projected = layer.projection.few(matrix)
+            query = torch.cat(
+                [
+                    self._place(projected[place, None], index, memory.length, memory)[:, :, 0]
+                    for place, memory in enumerate(memories)
+                ]
+            )
+            attended = layer.output.few(self._attend_each(query, index, memories))
+            hidden = hidden + attended + layer.outer.few(layer.activation(layer.inner.few(matrix)))
+        for memory in memories:
+            memory.length += 1
+        return hidden
+
     def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
         start = memory.length
         hidden = self._embedding[torch.tensor(tokens)].float()
@@ -101,6 +119,9 @@ class CodeGenDecoder(Decoder):
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head.row(self._norm(hidden)).float()
+
+    def _logits_each(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head.few(self._norm(hidden))
 
     def _place(self, projected: torch.Tensor, index: int, start: int, memory: KeyValues) -> torch.Tensor:
         """Split, turn, put key and value in place; the query as (1, heads, rows, head_size)."""

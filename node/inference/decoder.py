@@ -1,4 +1,4 @@
-"""What every architecture's decoder shares: the key/value memory, products with one row and with many.
+"""What every architecture's decoder shares: attention, products with one row and with many.
 
 transformers' own forward spends most of a step around the matrix products: it builds masks, concatenates the whole
 key/value memory for each token, and its bf16 attention and norms run many small operations. The decoders here walk the
@@ -10,66 +10,20 @@ the key/value memory is written in place. Knows no sampling and no text.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
+from node.inference.memory import KeyValues, Shape
+
 STEP_ROWS_MAX = 6
 """Up to this many prompt tokens, single steps are faster than widening every weight to fp32 once."""
 
+ROWS_EACH_MAX = 4
+"""Up to this many rows, a product with each is faster than widening the weight for all."""
+
 PREFILL_ROWS_MAX = 512
 """Prompt tokens that go through a layer together; longer prompts take several rounds."""
-
-CAPACITY_STEP = 256
-"""The key/value memory begins and grows in multiples of this many tokens."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of an architecture's attention; `window` 0 is none."""
-
-    layers: int
-    heads: int
-    key_value_heads: int
-    head_size: int
-    context_length: int
-    window: int = 0
-
-
-class KeyValues:
-    """The keys and values of one conversation so far, fp32, written in place and grown by doubling."""
-
-    def __init__(self, shape: Shape, tokens: int) -> None:
-        self._shape = shape
-        self.length = 0
-        self.capacity = 0
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self._resize(tokens)
-
-    @property
-    def size_bytes(self) -> int:
-        """What is allocated."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
-    def reserve(self, tokens: int) -> None:
-        """Room for this many tokens in all."""
-        assert tokens <= self._shape.context_length
-        if tokens > self.capacity:
-            self._resize(max(tokens, 2 * self.capacity))
-
-    def _resize(self, tokens: int) -> None:
-        capacity = min(-(-tokens // CAPACITY_STEP) * CAPACITY_STEP, self._shape.context_length)
-        self.keys = [self._grown(self.keys, layer, capacity) for layer in range(self._shape.layers)]
-        self.values = [self._grown(self.values, layer, capacity) for layer in range(self._shape.layers)]
-        self.capacity = capacity
-
-    def _grown(self, old: list[torch.Tensor], layer: int, capacity: int) -> torch.Tensor:
-        new = torch.empty((1, self._shape.key_value_heads, capacity, self._shape.head_size), dtype=torch.float32)
-        if old:
-            new[:, :, : self.length] = old[layer][:, :, : self.length]
-        return new
 
 
 class Product:
@@ -91,6 +45,12 @@ class Product:
         """The same for a vector that already has the precision of the weights."""
         result = torch.mv(self._weight, vector)
         return result if self._bias is None else self._bias + result
+
+    def few(self, matrix: torch.Tensor) -> torch.Tensor:
+        """The product with one row of each answer under way, in fp32."""
+        if self._weight.dtype == torch.float32 or len(matrix) > ROWS_EACH_MAX:
+            return self.rows(matrix)
+        return torch.stack([self.row(vector) for vector in matrix]).float()
 
     def rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """The product with many rows, in fp32: bf16 products of many rows are slow on most CPUs."""
@@ -134,7 +94,6 @@ class Decoder(ABC):
     def prefill(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
         """Feed a prompt; yields now and then so that others get their turn; returns the logits after the last token."""
         assert tokens
-        memory.reserve(memory.length + len(tokens))
         if self._precision == torch.float32 or len(tokens) > STEP_ROWS_MAX:
             hidden = None
             for start in range(0, len(tokens), PREFILL_ROWS_MAX):
@@ -149,8 +108,21 @@ class Decoder(ABC):
 
     def step(self, token: int, memory: KeyValues) -> torch.Tensor:
         """Feed one token; the logits after it."""
-        memory.reserve(memory.length + 1)
         return self._logits(self._row(token, memory))
+
+    def steps(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
+        """Feed one token to each of several conversations; a row of logits for each."""
+        if len(tokens) == 1:
+            return self.step(tokens[0], memories[0])[None]
+        return self._logits_each(self._each(tokens, memories))
+
+    @abstractmethod
+    def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
+        """One token of each conversation through all layers together; a row of hidden numbers for each."""
+
+    @abstractmethod
+    def _logits_each(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The same as `_logits` for a row of each conversation."""
 
     @abstractmethod
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
@@ -171,6 +143,11 @@ class Decoder(ABC):
         keys = memory.keys[layer][:, :, start:end]
         values = memory.values[layer][:, :, start:end]
         return functional.scaled_dot_product_attention(query, keys, values, scale=self._scale, enable_gqa=True).view(-1)
+
+    def _attend_each(self, query: torch.Tensor, layer: int, memories: Sequence[KeyValues]) -> torch.Tensor:
+        """Attention of one token of each conversation (conversations, heads, head_size); a row for each."""
+        heads = zip(query, memories, strict=True)
+        return torch.stack([self._attend_row(one[None, :, None], layer, memory) for one, memory in heads])
 
     def _attend_rows(self, query: torch.Tensor, layer: int, memory: KeyValues) -> torch.Tensor:
         """Attention of many tokens (1, heads, rows, head_size); a matrix of one row each."""

@@ -18,8 +18,11 @@ import trio
 from contracts.errors import Busy, NotFound, Refused
 from node.inference.cache import MODELS_MAX, CacheStatistics, ModelCache
 from node.inference.child import Answer, Child, Counted
-from node.inference.frames import Generate, Load, Loaded, Unload, Unloaded
+from node.inference.frames import Generate, Load, Loaded, Resize, Unload, Unloaded
 from node.inference.spec import Completion, LoadedModel, ModelSpec, Parameters, Prompt, check_prompt
+
+ANSWERS_PART = 16
+"""Conversations have this part of the cache at least, and what no model takes."""
 
 REQUESTS_MAX = 64
 """Answers under way or queued at once."""
@@ -53,7 +56,7 @@ class _Ready(Protocol):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """`cache_bytes` bounds the bytes of all loaded models; `threads` 0 means one for each core."""
+    """`cache_bytes` bounds the bytes of all loaded models and conversations; `threads` 0 means one for each core."""
 
     cache_bytes: int
     threads: int = 0
@@ -84,7 +87,8 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._threads = settings.threads or os.cpu_count() or 1
-        self._cache = ModelCache(settings.cache_bytes, settings.models_max)
+        answers_bytes = settings.cache_bytes // ANSWERS_PART
+        self._cache = ModelCache(settings.cache_bytes, settings.models_max, answers_bytes)
         self._models: dict[str, LoadedModel] = {}
         self._pinned: dict[str, ModelSpec] = {}
         self._nursery: trio.Nursery | None = None
@@ -123,6 +127,7 @@ class Engine:
                 return self._pin(spec) if pin else self._models[spec.key]
             await self._make_room(spec)
             child = await self._running_child()
+            await self._take_from_answers(child, spec)
             self._cache.add(spec.key, spec.total_size, pin)
             try:
                 model = await self._ask_load(child, spec)
@@ -133,7 +138,9 @@ class Engine:
                 if self._child is child:
                     # The process may be half way through it; what it has by then goes again.
                     child.post(Unload(next(self._numbers), spec.key))
+                    self._give_to_answers(child)
                 raise
+            self._give_to_answers(child)
             return self._pin(spec) if pin else self._models[spec.key]
 
     async def unload(self, key: str, unpin: bool = False) -> None:
@@ -219,6 +226,27 @@ class Engine:
                 await self._unload(key, evicted=True)
             return
 
+    async def _take_from_answers(self, child: Child, spec: ModelSpec) -> None:
+        """Leave conversations what this model will not need; wait for those under way, up to the limit."""
+        left_bytes = self._cache.left_bytes(spec.total_size)
+        try:
+            with trio.move_on_after(self._settings.load_wait_s):
+                await child.ask(Resize(next(self._numbers), left_bytes))
+                return
+        except BaseException:
+            self._give_to_answers(child)
+            raise
+        self._give_to_answers(child)
+        raise Busy(
+            f"{spec.key} needs {spec.total_size} bytes, and answers under way take more than the {left_bytes} that it "
+            "would leave them; try again when they are done"
+        )
+
+    def _give_to_answers(self, child: Child) -> None:
+        """Conversations may have what no model takes."""
+        if self._child is child:
+            child.post(Resize(next(self._numbers), self._cache.left_bytes()))
+
     async def _ask_load(self, child: Child, spec: ModelSpec) -> LoadedModel:
         with trio.move_on_after(LOAD_TIMEOUT_S):
             reply = await child.ask(Load(next(self._numbers), spec))
@@ -235,6 +263,7 @@ class Engine:
         with trio.move_on_after(UNLOAD_TIMEOUT_S):
             reply = await child.ask(Unload(next(self._numbers), key))
             assert isinstance(reply, Unloaded), reply
+            self._give_to_answers(child)
             if reply.leaked:
                 _log.error("%d tensors of %s outlived its unloading and hold its memory", reply.leaked, key)
             return
@@ -276,7 +305,7 @@ class Engine:
 
     async def _serve_child(self, task_status: _Ready) -> None:
         """One life of the process, from its start to the clearing up after its end."""
-        child = Child(self._threads)
+        child = Child(self._threads, self._settings.cache_bytes)
         born = trio.current_time()
         try:
             await child.start()

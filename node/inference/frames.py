@@ -46,7 +46,14 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
-Command = Load | Unload | Generate | Cancel
+class Resize(msgspec.Struct, frozen=True, tag=True):
+    """All conversations together may take this many bytes from now on."""
+
+    request: int
+    answers_bytes: int
+
+
+Command = Load | Unload | Generate | Cancel | Resize
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +93,13 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Reply = Hello | Loaded | Unloaded | Delta | Failed
+class Resized(msgspec.Struct, frozen=True, tag=True):
+    """They take no more than that by now."""
+
+    request: int
+
+
+Reply = Hello | Loaded | Unloaded | Delta | Failed | Resized
 
 _KINDS: dict[int, type[Refused]] = {
     kind.code: kind for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)

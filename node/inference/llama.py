@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from node.inference.decoder import Decoder, KeyValues, Product, Shape
+from node.inference.decoder import Decoder, Product
 from node.inference.mapping import ShardMapping
+from node.inference.memory import KeyValues, Shape
 from node.inference.weights import BuiltModel
 
 
@@ -68,7 +69,7 @@ class LlamaDecoder(Decoder):
         super().__init__(shape, built.precision)
         self._embedding = model.model.embed_tokens.weight
         self._norm = Norm(model.model.norm, built.precision)
-        self._head = model.lm_head.weight
+        self._head = Product(model.lm_head.weight, None, self._wide)
         self._frequencies = model.model.rotary_emb.inv_freq.float().repeat(2)
         self._rotary_scale = float(model.model.rotary_emb.attention_scaling)
         # Rotating halves is swapping them with the first one's sign turned: the sign goes into the sine instead.
@@ -138,19 +139,51 @@ class LlamaDecoder(Decoder):
         memory.length = position + 1
         return hidden
 
+    def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
+        shape, count = self.shape, len(tokens)
+        width = shape.heads * shape.head_size
+        positions = torch.tensor([memory.length for memory in memories], dtype=torch.float32)
+        cosine, sine = (part[:, None] for part in self._angles(positions))
+        hidden = self._embedding[torch.tensor(tokens)].float()
+        for index, layer in enumerate(self._layers):
+            matrix = layer.attention_norm.rows(hidden)
+            if layer.query_value is not None:
+                query_value = layer.query_value.few(matrix)
+                query, values = query_value[:, :width], query_value[:, width:]
+            else:
+                query, values = layer.query.few(matrix), layer.value.few(matrix)
+            query = self._turned(query.reshape(count, -1, shape.head_size), cosine, sine)
+            keys = self._turned(layer.key.few(matrix).view(count, -1, shape.head_size), cosine, sine)
+            values = values.reshape(count, -1, shape.head_size)
+            for place, memory in enumerate(memories):
+                memory.put(index, keys[place], values[place])
+            hidden += layer.output.few(self._attend_each(query, index, memories))
+            matrix = layer.mlp_norm.rows(hidden)
+            if layer.gate_up is not None:
+                gate, up = layer.gate_up.few(matrix).chunk(2, 1)
+            else:
+                gate, up = layer.gate.few(matrix), layer.up.few(matrix)
+            hidden += layer.down.few(layer.activation(gate) * up)
+        for memory in memories:
+            memory.length += 1
+        return hidden
+
+    def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosine and signed sine of each position, a row for each."""
+        angles = positions[:, None] * self._frequencies
+        return angles.cos() * self._rotary_scale, angles.sin() * self._sign * self._rotary_scale
+
+    def _turned(self, heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+        return torch.addcmul(heads * cosine, heads.roll(self.shape.head_size // 2, -1), sine)
+
     def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
         shape = self.shape
         rows, start = len(tokens), memory.length
         end = start + rows
-        positions = torch.arange(start, end, dtype=torch.float32)
-        angles = positions[:, None] * self._frequencies
-        cosine = angles.cos() * self._rotary_scale
-        sine = angles.sin() * self._sign * self._rotary_scale
-        half = shape.head_size // 2
+        cosine, sine = self._angles(torch.arange(start, end, dtype=torch.float32))
 
         def turn(matrix: torch.Tensor) -> torch.Tensor:
-            heads = matrix.view(1, rows, -1, shape.head_size).transpose(1, 2)
-            return torch.addcmul(heads * cosine, heads.roll(half, 3), sine)
+            return self._turned(matrix.view(1, rows, -1, shape.head_size).transpose(1, 2), cosine, sine)
 
         hidden = self._embedding[torch.tensor(tokens)].float()
         for index, layer in enumerate(self._layers):
@@ -167,4 +200,7 @@ class LlamaDecoder(Decoder):
         return hidden[-1].clone()
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.mv(self._head, self._norm.row(hidden)).float()
+        return self._head.row_of_narrow(self._norm.row(hidden)).float()
+
+    def _logits_each(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head.few(self._norm.rows(hidden))

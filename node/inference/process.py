@@ -1,7 +1,8 @@
-"""The engine process, `python -m node.inference.process`: reads commands, works on answers in turns and sends chunks.
+"""The engine process, `python -m node.inference.process`: reads commands, works on answers together and sends chunks.
 
-Owns the turns: one token (or one layer of a prompt) for each answer under way, round and round. Ends with the node:
-when the socket closes, or when the kernel says that the thread that started it is gone. Knows no cache policy.
+Owns the steps: one token of each answer under way goes through its model together with the others', and a new one joins
+at the next step. Prompts are read in between, part by part, for as long as a step takes. Ends with the node: when the
+socket closes, or when the kernel says that the thread that started it is gone. Knows no cache policy.
 """
 
 import ctypes
@@ -11,8 +12,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +30,8 @@ from node.inference.frames import (
     Load,
     Loaded,
     Reply,
+    Resize,
+    Resized,
     Unload,
     Unloaded,
     body_size,
@@ -35,12 +39,13 @@ from node.inference.frames import (
     encode,
     failed,
 )
-from node.inference.generation import answer
+from node.inference.generation import Answering
 from node.inference.loading import MappedModel
+from node.inference.memory import AnswerMemory
 from node.inference.spec import Chunk
 
-ANSWERS_MAX = 8
-"""Answers that take turns; more wait for a place, so that each keeps some speed and key/value memory stays bounded."""
+ANSWERS_MAX = 16
+"""Answers under way; more wait for a place, so that each keeps some speed and key/value memory stays bounded."""
 
 QUEUE_MAX = 256
 """Answers that wait for a place."""
@@ -48,22 +53,28 @@ QUEUE_MAX = 256
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclass
-class _Running:
-    request: int
+@dataclass(eq=False)
+class _Request:
+    number: int
     key: str
-    chunks: Iterator[Chunk | None]
+    answering: Answering
 
 
 class EngineProcess:
     """The loop. Everything but reading the socket happens in one thread."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, answers_bytes: int) -> None:
+        """`answers_bytes` bound the memory of all conversations."""
+        self._memory = AnswerMemory(answers_bytes)
         self._connection = connection
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._models: dict[str, MappedModel] = {}
-        self._running: deque[_Running] = deque()
-        self._waiting: deque[Generate] = deque()
+        self._running: list[_Request] = []
+        self._resizing: int | None = None
+        """Who waits until conversations take no more than they may."""
+        self._step_s = 0.0
+        """How long the last step took."""
+        self._waiting: deque[_Request] = deque()
 
     def run(self) -> None:
         """Work until the node is gone."""
@@ -75,7 +86,9 @@ class EngineProcess:
                 self._act(self._commands.get())
                 idle = not self._running and not self._waiting
             self._admit()
-            self._turn()
+            self._read_prompts()
+            for key in dict.fromkeys(running.key for running in self._running):
+                self._step(key)
 
     def _read(self) -> None:
         """Put commands in line; the end of the socket is the end of the node, and of this process at once."""
@@ -111,14 +124,20 @@ class EngineProcess:
                     self._say(Loaded(request, model.about))
                 case Unload(request, key):
                     self._say(Unloaded(request, self._unload(key)))
-                case Generate(request, key):
+                case Generate(request, key, prompt, parameters):
                     if key not in self._models:
                         raise NotFound(f"{key} is not loaded any more; load it again")
                     if len(self._waiting) >= QUEUE_MAX:
                         raise Busy(f"{QUEUE_MAX} answers wait already; try again later")
-                    self._waiting.append(command)
+                    answering = Answering(self._models[key].runnable, prompt, parameters)
+                    self._memory.check(answering.shape, answering.tokens_max)
+                    self._waiting.append(_Request(request, key, answering))
                 case Cancel(request):
                     self._cancel(request)
+                case Resize(request, answers_bytes):
+                    self._memory.resize(answers_bytes)
+                    self._resizing = request
+                    self._say_resized()
         except Refused as error:
             self._say(failed(command.request, error))
         except MemoryError:
@@ -126,49 +145,87 @@ class EngineProcess:
 
     def _unload(self, key: str) -> int:
         """Answers of the model end with it."""
-        for running in [running for running in self._running if running.key == key]:
-            self._end(running, NotFound(f"{key} was unloaded"))
-        for command in [command for command in self._waiting if command.key == key]:
-            self._waiting.remove(command)
-            self._say(failed(command.request, NotFound(f"{key} was unloaded")))
+        self._end_all(key)
+        self._memory.forget(key)
         model = self._models.pop(key, None)
         return model.close() if model is not None else 0
 
-    def _cancel(self, request: int) -> None:
-        for running in [running for running in self._running if running.request == request]:
-            self._end(running, None)
-        self._waiting = deque(command for command in self._waiting if command.request != request)
+    def _end_all(self, key: str) -> None:
+        """On its own, because its variables would keep the model's memory."""
+        for running in [running for running in self._running if running.key == key]:
+            self._end(running, NotFound(f"{key} was unloaded"))
+        for waiting in [waiting for waiting in self._waiting if waiting.key == key]:
+            self._waiting.remove(waiting)
+            self._say(failed(waiting.number, NotFound(f"{key} was unloaded")))
 
-    def _end(self, running: _Running, error: Refused | None) -> None:
+    def _cancel(self, request: int) -> None:
+        for running in [running for running in self._running if running.number == request]:
+            self._end(running, None)
+        self._waiting = deque(waiting for waiting in self._waiting if waiting.number != request)
+
+    def _end(self, running: _Request, error: Refused | None) -> None:
         self._running.remove(running)
-        running.chunks = iter(())
+        answering = running.answering
+        self._memory.give_back(running.key, answering.fed, answering.memory)
+        self._say_resized()
         if error is not None:
-            self._say(failed(running.request, error))
+            self._say(failed(running.number, error))
+
+    def _say_resized(self) -> None:
+        if self._resizing is not None and self._memory.used_bytes <= self._memory.bytes_max:
+            self._say(Resized(self._resizing))
+            self._resizing = None
 
     def _admit(self) -> None:
+        """In the order they came: one that needs much is not passed by until it never gets it."""
         while self._waiting and len(self._running) < ANSWERS_MAX:
-            command = self._waiting.popleft()
-            chunks = answer(self._models[command.key].runnable, command.prompt, command.parameters)
-            self._running.append(_Running(command.request, command.key, chunks))
+            first = self._waiting[0]
+            answering = first.answering
+            memory = self._memory.take(first.key, answering.shape, answering.prompt, answering.tokens_max)
+            if memory is None:
+                return
+            answering.begin(memory)
+            self._running.append(self._waiting.popleft())
 
-    def _turn(self) -> None:
-        """One step of each answer under way."""
-        for running in tuple(self._running):
-            try:
-                chunk = next(running.chunks)
-            except Refused as error:
-                self._end(running, error)
-                continue
-            except (MemoryError, RuntimeError) as error:
-                # torch says RuntimeError when it cannot allocate; anything else it means is a bug, and crashes.
-                if isinstance(error, RuntimeError) and "alloc" not in str(error):
-                    raise
-                self._end(running, Busy("the machine is out of memory for this answer; try a shorter one or later"))
-                continue
+    def _read_prompts(self) -> None:
+        """A part of a prompt, and more while that takes no longer than a step: who is answered already waits for it."""
+        began = time.monotonic()
+        while reading := [running for running in self._running if running.answering.is_reading]:
+            self._work(reading[:1], lambda answering: [answering.read()])
+            if time.monotonic() - began > self._step_s:
+                return
+
+    def _step(self, key: str) -> None:
+        """One token of each answer of a model."""
+        began = time.monotonic()
+        running = [one for one in self._running if one.key == key and not one.answering.is_reading]
+        if running:
+            decoder = self._models[key].runnable.decoder
+
+            def feed(*answerings: Answering) -> list[Chunk | None]:
+                logits = decoder.steps([one.token for one in answerings], [one.memory for one in answerings])
+                return [one.take(row) for one, row in zip(answerings, logits, strict=True)]
+
+            self._work(running, feed)
+        self._step_s = time.monotonic() - began
+
+    def _work(self, running: Sequence[_Request], work: Callable[..., list[Chunk | None]]) -> None:
+        """Do what brings each of them a chunk or nothing, and send what it brings."""
+        try:
+            with torch.inference_mode():
+                chunks = work(*(one.answering for one in running))
+        except (MemoryError, RuntimeError) as error:
+            # torch says RuntimeError when it cannot allocate; anything else it means is a bug, and crashes.
+            if isinstance(error, RuntimeError) and "alloc" not in str(error):
+                raise
+            for one in running:
+                self._end(one, Busy("the machine is out of memory for this answer; try a shorter one or later"))
+            return
+        for one, chunk in zip(running, chunks, strict=True):
             if chunk is not None:
-                self._say(Delta(running.request, chunk))
+                self._say(Delta(one.number, chunk))
                 if chunk.finish_reason is not None:
-                    self._end(running, None)
+                    self._end(one, None)
 
 
 def die_with_parent() -> None:
@@ -178,14 +235,14 @@ def die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m node.inference.process FILE_DESCRIPTOR THREADS`."""
+    """`python -m node.inference.process FILE_DESCRIPTOR THREADS ANSWERS_BYTES`."""
     die_with_parent()
-    descriptor, threads = int(sys.argv[1]), int(sys.argv[2])
+    descriptor, threads, answers_bytes = map(int, sys.argv[1:4])
     # Ctrl-C in a terminal reaches the whole group; the node ends this process in its own order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    EngineProcess(socket.socket(fileno=descriptor)).run()
+    EngineProcess(socket.socket(fileno=descriptor), answers_bytes).run()
 
 
 if __name__ == "__main__":

@@ -130,10 +130,12 @@ def check_prompt(prompt: Prompt) -> None:
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens counted by the engine, special ones included."""
+    """Tokens counted by the engine, special ones included. `cached_tokens` of the prompt were not fed again: an earlier
+    conversation began with them."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:

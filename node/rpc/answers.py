@@ -74,5 +74,6 @@ def completion(model: ModelInfo, done: Completion) -> dict[str, Any]:
             "prompt_tokens": done.usage.prompt_tokens,
             "completion_tokens": done.usage.completion_tokens,
             "total_tokens": done.usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": done.usage.cached_tokens},
         },
     }

@@ -33,6 +33,10 @@ PREFILL_TOKENS = 512
 SHARD_SIZE = 64 << 20
 DECODE_GOAL = 1.5
 PREFILL_GOAL = 1.2
+TOGETHER = 16
+TOGETHER_TOKENS = 48
+TOGETHER_GOAL = 6.0
+"""Times the tokens of one request."""
 SETTINGS: tuple[dict[str, str], ...] = (
     {"attn_implementation": "sdpa"},
     {"attn_implementation": "eager"},
@@ -121,6 +125,22 @@ async def ours(engine: Engine, key: str, prompt: str, new_tokens: int) -> tuple[
         return begun - started, time.perf_counter() - begun, usage.completion_tokens - 1
 
 
+async def together(engine: Engine, key: str, prompt: str) -> float:
+    """Tokens a second of many requests at once, from the first question to the last answer; no two begin alike."""
+    tokens = 0
+
+    async def ask(number: int) -> None:
+        nonlocal tokens
+        done = await engine.complete(key, f"{number} {prompt}", Parameters(max_tokens=TOGETHER_TOKENS))
+        tokens += done.usage.completion_tokens
+
+    started = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for number in range(TOGETHER):
+            nursery.start_soon(ask, number)
+    return tokens / (time.perf_counter() - started)
+
+
 def fastest(peers: list[Peer], tokens: list[int]) -> Peer:
     """The setting to be compared with; a first short run of each warms it up and does not count."""
     for peer in peers:
@@ -139,8 +159,9 @@ async def measure(directory: Path, spec: ModelSpec, threads: int, progress: Call
     version = f"transformers {transformers.__version__} ({peer.name})"
     decode: tuple[list[float], list[float]] = ([], [])
     prefill: tuple[list[float], list[float]] = ([], [])
+    many: list[float] = []
     async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size, threads=threads))
+        engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size + (1 << 30), threads=threads))
         await nursery.start(engine.run)
         loaded = await engine.load(spec)
         await ours(engine, spec.key, long, 8)
@@ -148,6 +169,7 @@ async def measure(directory: Path, spec: ModelSpec, threads: int, progress: Call
             progress(f"round {number + 1} of {ROUNDS}")
             _, seconds, count = await ours(engine, spec.key, short, DECODE_TOKENS)
             decode[0].append(count / seconds)
+            many.append(await together(engine, spec.key, short))
             before = peer.seconds(short_tokens, 1)
             decode[1].append((DECODE_TOKENS - 1) / (peer.seconds(short_tokens, DECODE_TOKENS) - before))
             seconds, _, _ = await ours(engine, spec.key, long, 2)
@@ -157,6 +179,7 @@ async def measure(directory: Path, spec: ModelSpec, threads: int, progress: Call
     size = f"{loaded.parameters / 1e6:.0f}M, {loaded.precision}, {threads} threads"
     return [
         compared(f"decode, one request, {size}", "tokens/s", decode[0], version, decode[1], DECODE_GOAL),
+        compared(f"{TOGETHER} requests at once, {size}", "tokens/s", many, "one request", decode[0], TOGETHER_GOAL),
         compared(f"prompt of {len(long_tokens)}, {size}", "tokens/s", prefill[0], version, prefill[1], PREFILL_GOAL),
     ]
 

@@ -23,7 +23,10 @@ from tests.node.network.fakes import until
 from . import tiny
 
 DEADLINE_S = 120
-LONG = Parameters(max_tokens=400, temperature=1.0, seed=1)
+TOKEN_BYTES = 768
+"""Of the tiny model's conversations."""
+
+LONG = Parameters(max_tokens=280, temperature=1.0, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ class Home:
     """One engine for all tests here, in a loop of its own thread: to start its process takes seconds."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.engine = Engine(EngineSettings(cache_bytes=int(spec.total_size * 2.5), threads=1))
+        self.engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size + 900 * TOKEN_BYTES, threads=1))
         self._token: trio.lowlevel.TrioToken | None = None
         self._stop: trio.Event | None = None
         self._ready = threading.Event()
@@ -199,6 +202,67 @@ async def test_many_answers_at_once_are_the_same_as_one(engine: Engine, spec: Mo
 
 
 @at_home
+async def test_a_prompt_that_begins_as_an_earlier_one_is_not_read_again(engine: Engine, spec: ModelSpec) -> None:
+    await engine.load(spec)
+    parameters = Parameters(max_tokens=15)
+    turns = (Message("user", "The capital of France, the capital of Norway, and all the capitals that there are?"),)
+    first = await engine.complete(spec.key, turns, parameters)
+    assert first.usage.cached_tokens == 0
+    again = await engine.complete(spec.key, turns, parameters)
+    assert again.usage.cached_tokens == again.usage.prompt_tokens - 1
+    assert (again.text, again.finish_reason) == (first.text, first.finish_reason)
+    more = (*turns, Message("assistant", first.text), Message("user", "And then?"))
+    went_on = await engine.complete(spec.key, more, parameters)
+    assert went_on.usage.cached_tokens >= first.usage.prompt_tokens - 1
+    await engine.unload(spec.key)
+    await engine.load(spec)
+    assert (await engine.complete(spec.key, more, parameters)).usage.cached_tokens == 0
+    assert (await engine.complete(spec.key, more, parameters)).text == went_on.text
+
+
+async def test_an_answer_waits_for_memory_and_one_that_never_fits_is_refused(spec: ModelSpec) -> None:
+    async with trio.open_nursery() as nursery:
+        engine = Engine(EngineSettings(spec.total_size + 300 * TOKEN_BYTES, threads=1))
+        await nursery.start(engine.run)
+        await engine.load(spec)
+        with pytest.raises(NoSpace, match="ask for at most 300 tokens"):
+            await engine.complete(spec.key, "hello", Parameters(max_tokens=300))
+        totals: list[int] = []
+
+        async def ask(tokens: int) -> None:
+            totals.append((await engine.complete(spec.key, "hello", Parameters(max_tokens=tokens))).usage.total_tokens)
+
+        async with trio.open_nursery() as askers:
+            for tokens in (200, 201, 5):
+                askers.start_soon(ask, tokens)
+                await trio.testing.wait_all_tasks_blocked()
+        assert min(totals) < 20
+        assert len(totals) == 3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_load_waits_for_answers_that_have_its_room(spec: ModelSpec) -> None:
+    other = renamed(spec, "b@1")
+    cache_bytes = 2 * spec.total_size + 200 * TOKEN_BYTES
+    async with trio.open_nursery() as nursery:
+        engine = Engine(EngineSettings(cache_bytes, threads=1, load_wait_s=0.05))
+        await nursery.start(engine.run)
+        await engine.load(spec)
+        async with engine.generate(spec.key, "hello", LONG) as answer:
+            await anext(answer)
+            with pytest.raises(Busy, match="answers under way take more than the 153600"):
+                await engine.load(other)
+            assert [model.key for model in engine.loaded()] == [spec.key]
+        await engine.load(other)
+        with pytest.raises(NoSpace, match="ask for at most 200 tokens"):
+            await engine.complete(spec.key, "hello", LONG)
+        await engine.unload(other.key)
+        async with engine.generate(spec.key, "hello", LONG) as answer:
+            await anext(answer)
+        nursery.cancel_scope.cancel()
+
+
+@at_home
 async def test_leaving_an_answer_frees_its_place(engine: Engine, spec: ModelSpec) -> None:
     await engine.load(spec)
     for _ in range(20):
@@ -349,7 +413,7 @@ from node.inference.spec import ModelSpec, Parameters
 
 async def main():
     spec = msgspec.json.decode(sys.argv[1], type=ModelSpec)
-    engine = Engine(EngineSettings(cache_bytes=spec.total_size, threads=1))
+    engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size, threads=1))
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
         await engine.load(spec)

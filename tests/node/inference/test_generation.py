@@ -9,11 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from node.inference.decoder import PREFILL_ROWS_MAX, Decoder, KeyValues
-from node.inference.generation import answer
+from node.inference.decoder import PREFILL_ROWS_MAX, Decoder
+from node.inference.generation import Answering, RunnableModel
 from node.inference.loading import MappedModel
+from node.inference.memory import KeyValues
 from node.inference.sampling import Sampler
-from node.inference.spec import Chunk, Message, Parameters
+from node.inference.spec import Chunk, Message, Parameters, Prompt
 
 from . import tiny
 
@@ -49,7 +50,7 @@ def test_logits_of_a_prompt_and_of_each_step(loaded: MappedModel, reference: tor
     expected = reference(torch.tensor([PROMPT])).logits[0]
     decoder = loaded.runnable.decoder
     for split in (1, 5, 30, len(PROMPT)):
-        memory = KeyValues(decoder.shape, split)
+        memory = KeyValues(decoder.shape, len(PROMPT))
         logits = fed(decoder, PROMPT[:split], memory)
         torch.testing.assert_close(logits, expected[split - 1], rtol=1e-4, atol=1e-4)
         for place in range(split, len(PROMPT)):
@@ -70,6 +71,24 @@ def test_a_prompt_in_several_parts_is_the_same(
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_steps_of_several_conversations_together_are_those_of_each_alone(
+    loaded: MappedModel, reference: torch.nn.Module, count: int
+) -> None:
+    """They are of different lengths, and some are joined later."""
+    decoder = loaded.runnable.decoder
+    memories = [KeyValues(decoder.shape, len(PROMPT)) for _ in range(count)]
+    for number, memory in enumerate(memories):
+        fed(decoder, PROMPT[: number + 1], memory)
+    for _ in range(12):
+        tokens = [PROMPT[memory.length] for memory in memories]
+        logits = decoder.steps(tokens, memories)
+        for row, memory in zip(logits, memories, strict=True):
+            expected = reference(torch.tensor([PROMPT[: memory.length]])).logits[0, -1]
+            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", tiny.MODELS)
 def test_half_precision_stays_close_to_the_exact_answer(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
@@ -79,10 +98,10 @@ def test_half_precision_stays_close_to_the_exact_answer(tmp_path: Path, name: st
     theirs = AutoModelForCausalLM.from_pretrained(half, dtype="auto").eval()
     exact = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32).eval()(torch.tensor([PROMPT])).logits[0]
     their_error = (theirs(torch.tensor([PROMPT])).logits[0, 1:].float() - exact[1:]).abs().mean()
-    memory = KeyValues(decoder.shape, 1)
+    memory = KeyValues(decoder.shape, len(PROMPT))
     ours = torch.stack([decoder.step(token, memory) for token in PROMPT])[1:]
     assert (ours - exact[1:]).abs().mean() <= their_error * 1.1
-    prefilled = fed(decoder, PROMPT, KeyValues(decoder.shape, 1))
+    prefilled = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
     assert (prefilled - exact[-1]).abs().mean() <= their_error * 1.1
 
 
@@ -93,7 +112,7 @@ def test_greedy_answers_equal_transformers_generate(loaded: MappedModel, referen
     tokens = runnable.tokenizer.prompt(prompt)
     theirs = reference.generate(torch.tensor([tokens]), max_new_tokens=300, do_sample=False, pad_token_id=1)
     theirs = theirs[0, len(tokens) :].tolist()
-    chunks = [chunk for chunk in answer(runnable, prompt, Parameters(max_tokens=300)) if chunk is not None]
+    chunks = list(answer(runnable, prompt, Parameters(max_tokens=300)))
     last = chunks[-1]
     assert all(chunk.finish_reason is None for chunk in chunks[:-1])
     assert last.usage is not None
@@ -124,8 +143,20 @@ def test_the_end_token_ends_the_answer(directory: Path, reference: torch.nn.Modu
     assert text == runnable.tokenizer.decode(theirs[:place])
 
 
-def text_of(chunks: Iterator[Chunk | None]) -> tuple[str, Chunk]:
-    parts = [chunk for chunk in chunks if chunk is not None]
+@torch.inference_mode()
+def answer(model: RunnableModel, prompt: Prompt, parameters: Parameters) -> Iterator[Chunk]:
+    """An answer alone."""
+    one = Answering(model, prompt, parameters)
+    one.begin(KeyValues(one.shape, one.tokens_max))
+    chunk = None
+    while chunk is None or chunk.finish_reason is None:
+        chunk = one.read() if one.is_reading else one.take(model.decoder.step(one.token, one.memory))
+        if chunk is not None:
+            yield chunk
+
+
+def text_of(chunks: Iterator[Chunk]) -> tuple[str, Chunk]:
+    parts = list(chunks)
     return "".join(part.text for part in parts), parts[-1]
 
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from contracts.errors import BadInput, Refused
-from node.inference.decoder import KeyValues
 from node.inference.files import ArtifactFiles
 from node.inference.loading import MappedModel
 from node.inference.mapping import ShardMapping
+from node.inference.memory import KeyValues
 from node.inference.weights import BuiltModel, build
 
 from . import tiny

@@ -456,7 +456,12 @@ async def test_chat_completion():
         "version": "1",
         "message": {"role": "assistant", "content": "one two three"},
         "finish_reason": "stop",
-        "usage": {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6},
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 3,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
     }
     assert len(node.checks) == 1
 
