@@ -28,7 +28,7 @@ from node import views
 from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine
-from node.inference.spec import Completion, Message, Parameters
+from node.inference.spec import Completion, Parameters, Prompt
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
 from node.network.control import ControlStatistics
 from node.registry import Model
@@ -352,7 +352,7 @@ class Service:
         model_id: ModelId,
         version: Version,
         *,
-        messages: tuple[Message, ...],
+        prompt: Prompt,
         parameters: Parameters,
         emit: Emit | None,
     ) -> Completion:
@@ -363,8 +363,8 @@ class Service:
             await self._load_with_progress(model, emit)
         # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
         if emit is None:
-            return await self.engine.complete(engine_key(model), messages, parameters)
-        async with self.engine.generate(engine_key(model), messages, parameters) as answer:
+            return await self.engine.complete(engine_key(model), prompt, parameters)
+        async with self.engine.generate(engine_key(model), prompt, parameters) as answer:
             texts = []
             async for chunk in answer:
                 texts.append(chunk.text)

@@ -1,5 +1,5 @@
 """The routes: `POST /` takes JSON-RPC, as does a WebSocket there; `GET /health` says whether this node is ready,
-`GET /metrics` how it is doing. Knows no sockets.
+`GET /metrics` how it is doing, and under `/v1` is OpenAI's API (`node.rpc.openai`). Knows no sockets.
 
 A JSON-RPC answer has status 200, whatever it says, and a call without one (notifications) 204. Other statuses are for
 what is refused before it is JSON-RPC; their body is an error object too, with a null id. A single call of a streaming
@@ -9,7 +9,7 @@ method with `"stream": true` is answered as server-sent events: each `data:` lin
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -32,7 +32,10 @@ from node.rpc.jsonrpc import Batch, Call, Dispatcher, Incoming
 from node.rpc.limits import RpcLimits
 from node.rpc.methods import STREAMING, Context, Notify, Subscriber
 from node.rpc.metrics import exposition
+from node.rpc.openai import OpenAI
 from node.rpc.port import NodePort
+from node.rpc.sse import event, event_stream, until_gone
+from node.rpc.turned import Turned
 from node.rpc.websocket import Session
 
 logger = logging.getLogger("aigen.rpc")
@@ -40,14 +43,9 @@ logger = logging.getLogger("aigen.rpc")
 MEDIA_TYPES = frozenset({"application/json", "application/json-rpc", "application/jsonrequest"})
 """What JSON-RPC is sent as. None of them is what an HTML form can send, so a form cannot reach a method."""
 
-STREAM_HEADERS = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
-KEEP_ALIVE_COMMENT = b": waiting\n\n"
-
-ANSWERED = "JSON-RPC is POST /, readiness is GET /health, metrics are GET /metrics"
+ANSWERED = "JSON-RPC is POST /, OpenAI's API is under /v1, readiness is GET /health, metrics are GET /metrics"
 
 RETRY_AFTER_S = 1
-
-Work = Callable[[], Awaitable[None]]
 
 
 class RpcApp:
@@ -83,6 +81,7 @@ class RpcApp:
                 Route("/", self.rpc, methods=["POST"]),
                 Route("/health", self.health, methods=["GET"]),
                 Route("/metrics", self.metrics, methods=["GET"]),
+                *OpenAI(self._node, self, self._clock).routes(),
                 WebSocketRoute("/", self.websocket),
             ],
             exception_handlers={
@@ -100,16 +99,16 @@ class RpcApp:
     async def metrics(self, request: Request) -> Response:
         """For a Prometheus server: who may ask is who may call getNodeInfo."""
         try:
-            require_known(self._node, self._identify(request), "metrics")
+            require_known(self._node, self.identify(request), "metrics")
         except NotAllowed as refusal:
             raise Turned(403, refusal) from refusal
         return Response(exposition(self._node), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     async def rpc(self, request: Request) -> Response:
         """Decode what is asked and by whom; the response object does the work while it watches the client."""
-        self._check_media_type(request)
-        caller = self._identify(request)
-        incoming = jsonrpc.parse(await self._body(request), self._limits.batch_size)
+        self.check_media_type(request)
+        caller = self.identify(request)
+        incoming = jsonrpc.parse(await self.body(request), self._limits.batch_size)
         if isinstance(incoming, dict):
             return _json(incoming)
         return RpcResponse(self, incoming, caller)
@@ -117,7 +116,7 @@ class RpcApp:
     async def websocket(self, websocket: WebSocket) -> None:
         """Answer calls on a connection that stays, and tell it what it subscribes to."""
         try:
-            self._identify(websocket)
+            self.identify(websocket)
             self._check_room()
         except Turned as error:
             await websocket.send_denial_response(await self._on_turned(websocket, error))
@@ -145,7 +144,7 @@ class RpcApp:
         if isinstance(incoming, dict):
             return jsonrpc.encode(incoming)
         try:
-            caller = self._identify(websocket)
+            caller = self.identify(websocket)
         except Turned as error:
             return _refusal(incoming, error.refusal)
         if not await self.take_turn():
@@ -155,7 +154,7 @@ class RpcApp:
         finally:
             self.end_turn()
 
-    def _check_media_type(self, request: Request) -> None:
+    def check_media_type(self, request: Request) -> None:
         kind, _, rest = request.headers.get("content-type", "").partition(";")
         charset = rest.partition("charset=")[2].strip().strip('"').lower()
         if kind.strip().lower() not in MEDIA_TYPES or charset not in {"", "utf-8"}:
@@ -166,13 +165,13 @@ class RpcApp:
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise Turned(415, BadInput("the body is compressed: send it as it is"))
 
-    def _identify(self, request: HTTPConnection) -> Caller:
+    def identify(self, request: HTTPConnection) -> Caller:
         try:
             return identify(self._node, request.headers, self._loopback, self._clock())
         except NotAllowed as refusal:
             raise Turned(401, refusal, {"www-authenticate": "Bearer"}) from refusal
 
-    async def _body(self, request: Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
         bound = self._limits.body_bytes
         declared = request.headers.get("content-length", "0")
         if int(declared) > bound:
@@ -223,16 +222,6 @@ class RpcApp:
         return _json(jsonrpc.error_answer(error.refusal.code, str(error.refusal)), error.status, error.headers)
 
 
-class Turned(Exception):
-    """A request refused before it was JSON-RPC, with the HTTP status that says so."""
-
-    def __init__(self, status: int, refusal: Refused, headers: dict[str, str] | None = None) -> None:
-        super().__init__(str(refusal))
-        self.status = status
-        self.refusal = refusal
-        self.headers = headers
-
-
 class RpcResponse(Response):
     """Runs a call or a batch and sends its answer; stops at once when the client leaves."""
 
@@ -257,32 +246,18 @@ class RpcResponse(Response):
             finally:
                 self._app.end_turn()
 
-        await _until_gone(work, receive)
+        await until_gone(work, receive)
 
     async def _stream(self, send: Send) -> None:
-        """Server-sent events: notifications as they come, the response at the end, comments while there is nothing."""
-        headers = [(name.encode(), value.encode()) for name, value in STREAM_HEADERS.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        one_at_a_time = trio.Lock()
+        """Notifications as they come, and the response at the end."""
+        async with event_stream(send, self._app.limits.keep_alive_s) as write:
 
-        async def write(data: bytes, more: bool = True) -> None:
-            async with one_at_a_time:
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+            async def notify(method: str, params: dict[str, Any]) -> None:
+                await write(event(jsonrpc.notification(method, params)))
 
-        async def notify(method: str, params: dict[str, Any]) -> None:
-            await write(_event(jsonrpc.notification(method, params)))
-
-        async def keep_alive() -> None:
-            while True:
-                await trio.sleep(self._app.limits.keep_alive_s)
-                await write(KEEP_ALIVE_COMMENT)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_alive)
             body = await self._app.answer(self._incoming, self._caller, notify)
-            nursery.cancel_scope.cancel()
-        assert body is not None, "only calls with an id are streamed"
-        await write(_event(body), more=False)
+            assert body is not None, "only calls with an id are streamed"
+            await write(event(body))
 
 
 def wants_stream(incoming: Call | Batch) -> bool:
@@ -295,20 +270,6 @@ def wants_stream(incoming: Call | Batch) -> bool:
     )
 
 
-async def _until_gone(work: Work, receive: Receive) -> None:
-    """Run `work`; cancel it when the client closes the connection."""
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        await work()
-        nursery.cancel_scope.cancel()
-
-
 def _refusal(incoming: Call | Batch, refusal: Refused) -> bytes | None:
     """The answer to a message none of which is done; None to a notification."""
     if isinstance(incoming, Batch):
@@ -318,10 +279,6 @@ def _refusal(incoming: Call | Batch, refusal: Refused) -> bytes | None:
         if incoming.is_notification
         else jsonrpc.encode(jsonrpc.error_answer(refusal.code, str(refusal), incoming.id))
     )
-
-
-def _event(data: bytes) -> bytes:
-    return b"data: " + data + b"\n\n"
 
 
 def _json_bytes(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -354,11 +311,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     """What the router refuses: an unknown path, or a known one with another verb."""
     assert isinstance(error, HTTPException)
     asked = f"{request.method} {request.url.path[:100]}"
-    refusal: Refused = NotFound(
-        f"nothing answers {asked}: JSON-RPC is POST /, readiness is GET /health, metrics are GET /metrics"
-    )
+    refusal: Refused = NotFound(f"nothing answers {asked}: {ANSWERED}")
     if error.status_code != 404:
-        refusal = BadInput(
-            f"{asked} is not taken: JSON-RPC is POST /, readiness is GET /health, metrics are GET /metrics"
-        )
+        refusal = BadInput(f"{asked} is not taken: {ANSWERED}")
     return _json(jsonrpc.error_answer(refusal.code, str(refusal)), error.status_code, dict(error.headers or {}))

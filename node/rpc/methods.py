@@ -349,7 +349,7 @@ async def chat_completion(node: NodePort, context: Context, given: params.ChatPa
         account,
         model.model_id,
         model.version,
-        messages=given.messages,
+        prompt=given.messages,
         parameters=parameters,
         emit=None if context.notify is None else _emitter(context.notify),
     )

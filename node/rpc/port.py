@@ -14,7 +14,7 @@ from contracts.types import Address, ModelId, TransactionHash, Version
 from ledger.proof import Proof
 from ledger.prover import Shows
 from node.agreement import StateMark
-from node.inference.spec import Completion, Message, Parameters
+from node.inference.spec import Completion, Parameters, Prompt
 from node.rpc.values import (
     AccountInfo,
     AuthorityInfo,
@@ -132,11 +132,11 @@ class NodePort(Protocol):
         model_id: ModelId,
         version: Version,
         *,
-        messages: tuple[Message, ...],
+        prompt: Prompt,
         parameters: Parameters,
         emit: Emit | None,
     ) -> Completion:
-        """Answer a conversation, loading the model first when it is not. The tier was checked by the caller.
+        """Answer a prompt, loading the model first when it is not. The tier was checked by the caller.
 
         With `emit`, every chunk of text goes out as it comes (and LoadState while loading); the returned Completion
         has the whole text either way. Cancelling stops the generation at the next token.

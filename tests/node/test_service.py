@@ -153,7 +153,7 @@ async def test_a_question_loads_the_model_first_and_tells_how_far_it_is(node: Se
     async def emit(piece: ChatChunk | LoadState) -> None:
         said.append(piece)
 
-    done = await node.chat(ALICE, M, V1, messages=QUESTION, parameters=Parameters(), emit=emit)
+    done = await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=emit)
     assert done.text == "hello"
     assert isinstance(said[0], LoadState)
     assert said[-1] == ChatChunk("hello")
@@ -166,7 +166,7 @@ async def test_a_load_that_fails_is_the_answer(node: Service, engine: FakeEngine
 
     engine.failures = [NoSpace("needs 26 GB")]
     with pytest.raises(NoSpace, match="needs 26 GB"):  # and not a group with it inside
-        await node.chat(ALICE, M, V1, messages=QUESTION, parameters=Parameters(), emit=emit if streamed else None)
+        await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=emit if streamed else None)
 
 
 async def test_a_model_evicted_before_the_answer_is_loaded_again(
@@ -183,6 +183,6 @@ async def test_a_model_evicted_before_the_answer_is_loaded_again(
         return state
 
     monkeypatch.setattr(node.loading, "wait", wait_and_lose)
-    done = await node.chat(ALICE, M, V1, messages=QUESTION, parameters=Parameters(), emit=None)
+    done = await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=None)
     assert done.text == "hello"
     assert len(engine.specs) == 2

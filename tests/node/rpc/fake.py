@@ -17,7 +17,7 @@ from ledger.proof import FinalBlock, Proof, Way
 from ledger.prover import Shows
 from ledger.stopwatch import OwnBlocks
 from node.agreement import StateMark
-from node.inference.spec import Completion, Message, Parameters, Usage
+from node.inference.spec import Completion, Parameters, Prompt, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
@@ -345,18 +345,19 @@ class FakeNode:
         model_id: ModelId,
         version: Version,
         *,
-        messages: tuple[Message, ...],
+        prompt: Prompt,
         parameters: Parameters,
         emit: port.Emit | None,
     ) -> Completion:
         """Says the last message again, a word at a time; `words` is a semaphore that lets each one go."""
         assert self.account(account).tier is not None, "the caller checks the tier"
-        if messages[-1].content == "crash":
+        said = prompt if isinstance(prompt, str) else prompt[-1].content
+        if said == "crash":
             raise KeyError("/secret/path")
-        if messages[-1].content == "two lines":
+        if said == "two lines":
             raise BadInput("first\nsecond")
         state = await self.load_model(model_id, version, wait=True)
-        words = messages[-1].content.split()[: parameters.max_tokens]
+        words = said.split()[: parameters.max_tokens]
         try:
             if emit is not None:
                 await emit(state)
@@ -369,5 +370,5 @@ class FakeNode:
         except trio.Cancelled:
             self.chats_cancelled += 1
             raise
-        prompt_tokens = sum(len(message.content.split()) for message in messages)
+        prompt_tokens = len((prompt if isinstance(prompt, str) else " ".join(one.content for one in prompt)).split())
         return Completion(" ".join(words), "stop", Usage(prompt_tokens, len(words)))

@@ -1,0 +1,222 @@
+"""OpenAI's API as OpenAI's own client sees it, over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import openai
+import pytest
+import trio
+
+from ledger.keys import Key
+from node.rpc import token
+from node.rpc.jsonrpc import INTERNAL_ERROR_MESSAGE
+from node.rpc.limits import RpcLimits
+
+from .fake import BASIC, CHAIN_ID, NOW, OPERATOR, STRANGER, FakeNode
+from .wire import Served, connect, request, send, serving
+
+MODEL = "mistral-7b"
+T = TypeVar("T")
+
+
+def client(served: Served, key: Key = OPERATOR) -> openai.OpenAI:
+    api_key = token.mint(key, CHAIN_ID, int(NOW) + 60)
+    return openai.OpenAI(base_url=f"{served.url}/v1", api_key=api_key, max_retries=0)
+
+
+async def asked(call: Callable[[], T]) -> T:
+    """The client blocks."""
+    return await trio.to_thread.run_sync(call)
+
+
+def said(content: str, **more: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **more}
+
+
+async def test_models() -> None:
+    async with serving() as served:
+        them = client(served)
+        listed = await asked(them.models.list)
+        one = await asked(partial(them.models.retrieve, MODEL))
+    active = {model.model_id for model in served.node.models() if not model.retired}
+    assert {model.id for model in listed.data} == active
+    assert (one.id, one.object) == (MODEL, "model")
+
+
+async def test_a_conversation() -> None:
+    async with serving() as served:
+        done = await asked(partial(client(served).chat.completions.create, **said("one two three")))
+    choice = done.choices[0]
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "one two three", "stop")
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (3, 3, 6)
+    assert (done.object, done.created, done.id[:9]) == ("chat.completion", int(NOW), "chatcmpl-")
+    assert done.model.startswith(f"{MODEL}@")
+
+
+async def test_a_conversation_in_parts_of_text_with_a_developer() -> None:
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]},
+    ]
+    async with serving() as served:
+        done = await asked(partial(client(served).chat.completions.create, model=MODEL, messages=messages))
+    assert done.choices[0].message.content == "one two"
+
+
+async def test_a_stream() -> None:
+    async with serving() as served:
+        create = partial(client(served).chat.completions.create, **said("one two three"), stream=True)
+        chunks = await asked(lambda: list(create(stream_options={"include_usage": True})))
+    assert [chunk.choices[0].delta.content for chunk in chunks[:-2]] == ["", "one", " two", " three"]
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.total_tokens == 6
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+async def test_the_helper_that_puts_a_stream_together() -> None:
+    def whole(them: openai.OpenAI) -> Any:
+        with them.chat.completions.stream(**said("one two three")) as stream:
+            for _ in stream:
+                pass
+            return stream.get_final_completion()
+
+    async with serving() as served:
+        done = await asked(lambda: whole(client(served)))
+    assert done.choices[0].message.content == "one two three"
+
+
+async def test_a_plain_text_whole_and_in_parts() -> None:
+    async with serving() as served:
+        create = partial(client(served).completions.create, model=MODEL, prompt="one two")
+        done = await asked(create)
+        chunks = await asked(lambda: list(create(stream=True)))
+    assert (done.choices[0].text, done.choices[0].finish_reason, done.object) == ("one two", "stop", "text_completion")
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "one two"
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+async def test_limits_and_versions_are_heeded() -> None:
+    async with serving() as served:
+        create = client(served).chat.completions.create
+        version = served.node.model(MODEL, None).version
+        named = {**said("one two three"), "model": f"{MODEL}@{version}"}
+        assert (await asked(partial(create, **named, max_tokens=2))).choices[0].message.content == "one two"
+        done = await asked(partial(create, **named, max_tokens=2, max_completion_tokens=1))
+    assert done.choices[0].message.content == "one"
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], str | None, str]] = {
+    "an unknown model": ({"model": "nobody"}, openai.NotFoundError, None, "no model 'nobody'"),
+    "an unknown version": ({"model": f"{MODEL}@9"}, openai.NotFoundError, None, "version '9'"),
+    "a temperature": ({"temperature": 3}, openai.BadRequestError, None, "temperature is 3"),
+    "several answers": ({"n": 2}, openai.BadRequestError, "n", "n is not served here"),
+    "a penalty": ({"presence_penalty": 1}, openai.BadRequestError, "presence_penalty", "not served"),
+    "probabilities": ({"logprobs": True}, openai.BadRequestError, "logprobs", "not served"),
+    "tools": ({"tools": []}, openai.BadRequestError, "tools", "unknown field 'tools'"),
+    "a misspelt field": ({"extra_body": {"max_token": 1}}, openai.BadRequestError, "max_token", "unknown field"),
+    "a picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        openai.BadRequestError,
+        "messages",
+        "",
+    ),
+    "no messages": ({"messages": []}, openai.BadRequestError, None, "0 messages"),
+    "what the engine refuses": (said("two lines"), openai.BadRequestError, None, "first"),
+}
+
+
+@pytest.mark.parametrize(("given", "kind", "param", "message"), REFUSALS.values(), ids=REFUSALS)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_refusals(
+    given: dict[str, Any], kind: type[openai.APIStatusError], param: str | None, message: str, stream: bool
+) -> None:
+    async with serving() as served:
+        create = partial(client(served).chat.completions.create, **{**said("one"), **given}, stream=stream)
+        with pytest.raises(kind) as refused:
+            await asked(create)
+    assert message in refused.value.message
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+
+
+async def test_who_may_not_ask() -> None:
+    async with serving() as served:
+        for path in ("chat.completions", "models"):
+            nobody = openai.OpenAI(base_url=f"{served.url}/v1", api_key="sk-nobody", max_retries=0)
+            call = partial(nobody.chat.completions.create, **said("one")) if "chat" in path else nobody.models.list
+            with pytest.raises(openai.AuthenticationError, match="not one of AIGEN's") as unknown:
+                await asked(call)
+            assert unknown.value.code == "invalid_api_key"
+        with pytest.raises(openai.PermissionDeniedError, match="neither enrolled nor holds a tier"):
+            await asked(partial(client(served, STRANGER).chat.completions.create, **said("one")))
+
+
+async def test_who_is_known_and_has_not_the_tier() -> None:
+    node = FakeNode()
+    async with serving(node) as served:
+        large = next(model for model in node.models() if model.minimum_tier == "pro")
+        ask = {**said("one"), "model": large.model_id}
+        for stream in (False, True):
+            with pytest.raises(openai.PermissionDeniedError, match="needs tier pro"):
+                await asked(partial(client(served, BASIC).chat.completions.create, **ask, stream=stream))
+
+
+async def test_too_many_are_told_when_to_come_back() -> None:
+    node = FakeNode()
+    node.words = trio.Semaphore(0)
+    limits = RpcLimits(concurrent_requests=1, turn_timeout_s=0.05)
+    async with serving(node, limits=limits) as served, trio.open_nursery() as nursery:
+        nursery.start_soon(asked, partial(client(served).chat.completions.create, **said("one")))
+        await node.chats_begun.wait()
+        with pytest.raises(openai.RateLimitError) as refused:
+            await asked(partial(client(served).chat.completions.create, **said("two")))
+        assert refused.value.response.headers["retry-after"] == "1"
+        node.words.release()
+
+
+async def test_a_bug_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as served:
+        for stream in (False, True):
+            create = partial(client(served).chat.completions.create, **said("crash"), stream=stream)
+            with pytest.raises(openai.InternalServerError) as failed:
+                await asked(create)
+            assert failed.value.message.endswith(INTERNAL_ERROR_MESSAGE) or INTERNAL_ERROR_MESSAGE in str(failed.value)
+    assert "/secret/path" in caplog.text
+
+
+async def test_who_leaves_stops_the_answer() -> None:
+    node = FakeNode()
+    node.words = trio.Semaphore(1)
+    body = b'{"model": "mistral-7b", "stream": true, "messages": [{"role": "user", "content": "one two"}]}'
+    async with serving(node) as served:
+        async with await connect(served) as stream:
+            await stream.send_all(request(body, target="/v1/chat/completions"))
+            text = b""
+            while b'"one"' not in text:
+                text += await stream.receive_some()
+        while not node.chats_cancelled:
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "message"),
+    [
+        (b"{", {}, 400, "not JSON"),
+        (b"[]", {}, 400, "no JSON object"),
+        (b"{}", {}, 400, "missing required field 'model'"),
+        (b"{}", {"content-type": "text/plain"}, 415, "content-type"),
+        (b"[" * 1_000, {}, 400, "nested"),
+    ],
+)
+async def test_bodies_that_are_none(body: bytes, headers: dict[str, str], status: int, message: str) -> None:
+    async with serving() as served:
+        reply = await send(served, request(body, headers, target="/v1/chat/completions"))
+    assert reply.status == status
+    assert message in reply.json["error"]["message"]
+    assert set(reply.json) == {"error"}
