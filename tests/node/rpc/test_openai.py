@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
@@ -14,10 +15,12 @@ from ledger.keys import Key
 from node.rpc import token
 from node.rpc.jsonrpc import INTERNAL_ERROR_MESSAGE
 from node.rpc.limits import RpcLimits
+from tests.tools import npm_libraries, run_node
 
 from .fake import BASIC, CHAIN_ID, NOW, OPERATOR, STRANGER, FakeNode
 from .wire import Served, connect, request, send, serving
 
+HERE = Path(__file__).parent
 MODEL = "mistral-7b"
 T = TypeVar("T")
 
@@ -99,6 +102,26 @@ async def test_a_plain_text_whole_and_in_parts() -> None:
     assert (done.choices[0].text, done.choices[0].finish_reason, done.object) == ("one two", "stop", "text_completion")
     assert "".join(chunk.choices[0].text for chunk in chunks) == "one two"
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+async def test_the_client_for_javascript() -> None:
+    libraries = npm_libraries("openai")
+    async with serving() as served:
+        job = {"url": served.url, "token": token.mint(OPERATOR, CHAIN_ID, int(NOW) + 60), "model": MODEL}
+        found = await asked(partial(run_node, libraries, HERE / "openai_js" / "client.mjs", job))
+    assert found == {
+        "models": [MODEL, "codegen-16b"],
+        "whole": ["one two", "stop", 5],
+        "parts": ["", "one", " two", " three", None],
+        "usage": 6,
+        "helped": "one two three",
+        "text": "four five",
+        "refusals": [
+            ["NotFoundError", 404, "model_not_found", None],
+            ["BadRequestError", 400, None, "n"],
+            ["AuthenticationError", 401, "invalid_api_key", None],
+        ],
+    }
 
 
 async def test_limits_and_versions_are_heeded() -> None:
