@@ -94,7 +94,8 @@ class Decoder(ABC):
     def prefill(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
         """Feed a prompt; yields now and then so that others get their turn; returns the logits after the last token."""
         assert tokens
-        if self._precision == torch.float32 or len(tokens) > STEP_ROWS_MAX:
+        # After what an earlier conversation left, too: the answer must be the same as without it, and steps round more.
+        if self._precision == torch.float32 or len(tokens) > STEP_ROWS_MAX or memory.length:
             hidden = None
             for start in range(0, len(tokens), PREFILL_ROWS_MAX):
                 hidden = yield from self._rows(tokens[start : start + PREFILL_ROWS_MAX], memory)

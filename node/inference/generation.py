@@ -50,11 +50,6 @@ class Answering:
         """The one that was drawn last."""
         return self._drawn[-1]
 
-    @property
-    def fed(self) -> list[int]:
-        """What is in the memory."""
-        return (self.prompt + self._drawn)[: self.memory.length]
-
     def begin(self, memory: KeyValues) -> None:
         """What `memory` has of the prompt already is not fed again."""
         self.memory = memory

@@ -121,10 +121,12 @@ class AnswerMemory:
         self._shrink()
         return memory
 
-    def give_back(self, key: str, tokens: Sequence[int], memory: KeyValues) -> None:
-        """The conversation is over; it was fed `tokens`."""
-        assert len(tokens) == memory.length
+    def give_back(self, key: str, prompt: Sequence[int], memory: KeyValues) -> None:
+        """The conversation is over. Only what was fed of its prompt is kept: the tokens of an answer are fed one at a
+        time, which rounds otherwise, and a prompt that has them would be answered differently than without."""
         self.used_bytes -= memory.size_bytes
+        memory.length = min(memory.length, len(prompt))
+        tokens = prompt[: memory.length]
         if len(tokens) >= SHARED_TOKENS_MIN:
             kept = _Kept(key, tuple(tokens), memory)
             self._kept = [*(other for other in self._kept if not kept.says_all_of(other)), kept]

@@ -165,8 +165,7 @@ class EngineProcess:
 
     def _end(self, running: _Request, error: Refused | None) -> None:
         self._running.remove(running)
-        answering = running.answering
-        self._memory.give_back(running.key, answering.fed, answering.memory)
+        self._memory.give_back(running.key, running.answering.prompt, running.answering.memory)
         self._say_resized()
         if error is not None:
             self._say(failed(running.number, error))

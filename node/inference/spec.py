@@ -87,7 +87,7 @@ Prompt = tuple[Message, ...] | str
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to answer. A temperature of 0 is greedy: the same prompt, the same answer."""
+    """How to answer. A temperature of 0 is greedy: the likeliest token, every time."""
 
     max_tokens: int = TOKENS_DEFAULT
     temperature: float = 0.0

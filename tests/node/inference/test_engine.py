@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 import trio
 
 from contracts.errors import BadInput, Busy, Conflict, Corrupt, NoSpace, NotFound
@@ -218,6 +219,25 @@ async def test_a_prompt_that_begins_as_an_earlier_one_is_not_read_again(engine: 
     await engine.load(spec)
     assert (await engine.complete(spec.key, more, parameters)).usage.cached_tokens == 0
     assert (await engine.complete(spec.key, more, parameters)).text == went_on.text
+
+
+async def test_an_answer_is_the_same_with_and_without_an_earlier_one(tmp_path: Path) -> None:
+    """In bf16, where a token that is fed alone rounds otherwise than with others."""
+    half = tiny.save(tmp_path / "half", "llama", torch.bfloat16)
+    spec = tiny.cut(half, tmp_path / "shards", 16384)
+    parameters = Parameters(max_tokens=25)
+    prompts = [f"The capital of France, the capital of Norway, and the {number} others:" for number in range(8)]
+    async with trio.open_nursery() as nursery:
+        engine = Engine(EngineSettings(2 * spec.total_size + 900 * TOKEN_BYTES, threads=1))
+        await nursery.start(engine.run)
+        for prompt in prompts:
+            await engine.load(spec)
+            alone = await engine.complete(spec.key, prompt, parameters)
+            again = await engine.complete(spec.key, prompt, parameters)
+            assert (alone.usage.cached_tokens, again.usage.cached_tokens) == (0, again.usage.prompt_tokens - 1)
+            assert again.text == alone.text
+            await engine.unload(spec.key)
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_answer_waits_for_memory_and_one_that_never_fits_is_refused(spec: ModelSpec) -> None:

@@ -49,7 +49,9 @@ def test_what_does_not_fit_now_waits_and_what_never_fits_is_refused_with_the_num
 def test_a_prompt_that_begins_as_an_earlier_conversation_has_that_part_at_hand() -> None:
     answers = memory_of(1000)
     first = taken(answers, LONG)
-    answers.give_back("m@1", fed(first, [*LONG, 7, 8]), first)
+    fed(first, [*LONG, 7, 8])
+    answers.give_back("m@1", LONG, first)
+    assert answers.kept_bytes == len(LONG) * SHAPE.token_bytes, "the prompt alone"
     again = taken(answers, [*LONG, 9])
     assert again.length == len(LONG)
     for layer in range(SHAPE.layers):
