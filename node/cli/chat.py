@@ -21,6 +21,9 @@ from node.cli import common
     "--top-p", type=float, default=1.0, show_default=True, help="Sample from the likeliest that make this sum."
 )
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample from this many; 0: from all.")
+@click.option(
+    "--min-p", type=float, default=0.0, show_default=True, help="Sample from this part of the likeliest and more."
+)
 @click.option("--seed", type=int, help="The same seed gives the same sample.")
 @common.rpc_options
 @common.json_option
@@ -33,6 +36,7 @@ def chat(
     temperature: float,
     top_p: float,
     top_k: int,
+    min_p: float,
     seed: int | None,
     rpc_url: str,
     token: str | None,
@@ -46,6 +50,7 @@ def chat(
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "min_p": min_p,
         "seed": seed,
     }
     params = {name: value for name, value in given.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The next token from its logits: greedy, or drawn by temperature, top_k and top_p. Knows no model and no text."""
+"""The next token from its logits: greedy, or drawn by temperature, top_k, top_p and min_p. Knows no model."""
 
 import os
 
@@ -24,6 +24,9 @@ class Sampler:
         if self._parameters.temperature == 0.0:
             return int(logits.argmax())
         probabilities, tokens = self._candidates(logits / self._parameters.temperature)
+        if self._parameters.min_p:
+            kept = probabilities >= self._parameters.min_p * probabilities.max()
+            probabilities, tokens = probabilities[kept], tokens[kept]
         drawn = torch.multinomial(probabilities, 1, generator=self._generator)
         return int(tokens[drawn])
 

@@ -93,6 +93,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -103,6 +104,7 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _within("top_k", self.top_k, 0, TOP_K_MAX)
         if not 0.0 < self.top_p <= 1.0:
             raise BadInput(f"top_p is {self.top_p}; it is above 0 and at most 1")
+        _within("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _within("seed", self.seed, 0, SEED_MAX)
         if len(self.stop) > STOPS_MAX:

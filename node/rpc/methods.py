@@ -25,8 +25,8 @@ a known account is enrolled or holds a tier. A signed transaction says itself wh
 | listShards            | model_id?                                     | a known account                         |
 | checkTier             | model_id, version?, account? (the caller's)   | a known account for itself; operator    |
 | chatCompletion        | model_id, messages, version?, max_tokens?,    | an account whose tier allows the model, |
-|                       | temperature?, top_p?, top_k?, seed?, stop?,   | the operator's own too                  |
-|                       | stream?                                       |                                         |
+|                       | temperature?, top_p?, top_k?, min_p?, seed?,  | the operator's own too                  |
+|                       | stop?, stream?                                |                                         |
 | loadModel             | model_id, version?, wait?                     | operator; an account whose tier allows  |
 | unloadModel           | model_id, version?                            | operator                                |
 | verifyShards          | model_id?                                     | operator                                |

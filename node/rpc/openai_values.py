@@ -57,14 +57,15 @@ class StreamOptions(_Taken, frozen=True):
 
 
 class _Asked(_Taken, frozen=True, kw_only=True):
-    """What chat and plain completions have in common. `top_k` is ours; `user`, `metadata` and `store` mean nothing
-    here: who asks says the token, and nothing is stored."""
+    """What chat and plain completions have in common. `top_k` and `min_p` are ours; `user`, `metadata` and `store` mean
+    nothing here: who asks says the token, and nothing is stored."""
 
     model: str
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: str | tuple[str, ...] | None = None
     stream: bool | None = None
@@ -102,6 +103,7 @@ class _Asked(_Taken, frozen=True, kw_only=True):
             temperature=TEMPERATURE_DEFAULT if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
             seed=self.seed,
             stop=(stop,) if isinstance(stop, str) else stop,
         )

@@ -86,6 +86,7 @@ class ChatParams(Params, frozen=True):
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     stop: str | tuple[str, ...] = ()
     stream: bool = False
@@ -97,6 +98,7 @@ class ChatParams(Params, frozen=True):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else self.stop,
         )

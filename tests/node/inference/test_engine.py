@@ -304,6 +304,7 @@ async def test_bad_requests_are_refused_one_by_one(engine: Engine, spec: ModelSp
         (Parameters(temperature=float("nan")), "temperature is nan"),
         (Parameters(top_p=0), "top_p is 0"),
         (Parameters(top_k=-1), "top_k is -1"),
+        (Parameters(min_p=2), "min_p is 2"),
         (Parameters(seed=-1), "seed is -1"),
         (Parameters(stop=("",)), "stop string has 0"),
         (Parameters(stop=("x",) * 17), "17 strings"),

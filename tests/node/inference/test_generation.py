@@ -191,9 +191,10 @@ def test_the_same_seed_the_same_answer(loaded: MappedModel) -> None:
     assert len({drawn(None) for _ in range(5)}) > 1
 
 
+@pytest.mark.parametrize("min_p", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("top_p", [1.0, 0.9, 0.5, 0.01])
 @pytest.mark.parametrize("top_k", [0, 1, 3, 300])
-def test_draws_follow_the_distribution(top_p: float, top_k: int) -> None:
+def test_draws_follow_the_distribution(top_p: float, top_k: int, min_p: float) -> None:
     size = 600
     logits = torch.randn(size, generator=torch.Generator().manual_seed(5)) * 3
     temperature = 0.8
@@ -204,8 +205,9 @@ def test_draws_follow_the_distribution(top_p: float, top_k: int) -> None:
     kept /= kept.sum()
     before = kept[order].cumsum(0) - kept[order]
     kept[order[before >= top_p]] = 0
+    kept[kept < min_p * kept.max()] = 0
     kept /= kept.sum()
-    sampler = Sampler(Parameters(temperature=temperature, top_p=top_p, top_k=top_k, seed=7))
+    sampler = Sampler(Parameters(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=7))
     count = 3000
     drawn = Counter(sampler.next(logits) for _ in range(count))
     assert all(kept[token] > 0 for token in drawn)
