@@ -7,7 +7,7 @@ cache policy. Knows no torch: a model's memory lives and dies in the other proce
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,10 +16,12 @@ import msgspec
 import trio
 
 from contracts.errors import Busy, NotFound, Refused
+from node.config import Quantization
 from node.inference.cache import MODELS_MAX, CacheStatistics, ModelCache
 from node.inference.child import Answer, Child, Counted
-from node.inference.frames import Generate, Load, Loaded, Unload, Unloaded
-from node.inference.spec import Completion, LoadedModel, ModelSpec, Parameters, Prompt, check_prompt
+from node.inference.frames import Generate, Load, Loaded, Measure, Measured, Unload, Unloaded
+from node.inference.precision import Precision, choose, described, needs_sizes
+from node.inference.spec import Completion, LoadedModel, LoadStep, ModelSpec, Parameters, Prompt, check_prompt
 
 REQUESTS_MAX = 64
 """Answers under way or queued at once."""
@@ -28,7 +30,7 @@ LOAD_WAIT_S = 60.0
 """How long a load waits for models in use to become free."""
 
 LOAD_TIMEOUT_S = 900.0
-"""A load that takes longer than this hangs: the process is ended and starts anew."""
+"""A load of which nothing is heard for longer than this hangs: the process is ended and starts anew."""
 
 UNLOAD_TIMEOUT_S = 60.0
 """An unload waits at most for the step under way."""
@@ -53,12 +55,14 @@ class _Ready(Protocol):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """`cache_bytes` bounds the bytes of all loaded models; `threads` 0 means one for each core."""
+    """`cache_bytes` bounds the bytes of all loaded models; `threads` 0 means one for each core. `quantization` says
+    what precision they are loaded in; `auto` is the best that fits."""
 
     cache_bytes: int
     threads: int = 0
     models_max: int = MODELS_MAX
     load_wait_s: float = LOAD_WAIT_S
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,11 @@ class Engine:
             finally:
                 self._nursery = None
 
-    async def load(self, spec: ModelSpec, pin: bool = False) -> LoadedModel:
+    async def load(
+        self, spec: ModelSpec, pin: bool = False, on_step: Callable[[LoadStep], None] = lambda step: None
+    ) -> LoadedModel:
         """Load a model, evicting the least recently used ones for it; loaded already: only pins it if asked.
+        `on_step` is told how far it is with weights that are quantised first.
 
         NoSpace when it cannot fit beside what is pinned, Busy when models in use stay in the way, BadInput or
         Corrupt when the bytes are no model. Nothing is left of a load that fails or is cancelled.
@@ -121,11 +128,12 @@ class Engine:
         async with self._load_lock:
             if self._cache.hit(spec.key, pin):
                 return self._pin(spec) if pin else self._models[spec.key]
-            await self._make_room(spec)
+            precision, size_bytes, how = await self._choose(spec)
+            await self._make_room(spec.key, size_bytes, how)
             child = await self._running_child()
-            self._cache.add(spec.key, spec.total_size, pin)
+            self._cache.add(spec.key, size_bytes, pin)
             try:
-                model = await self._ask_load(child, spec)
+                model = await self._ask_load(child, spec, precision, on_step)
                 self._cache.resize(spec.key, model.mapped_bytes + model.private_bytes)
                 self._models[spec.key] = model
             except BaseException:
@@ -201,12 +209,27 @@ class Engine:
 
     # Loading
 
-    async def _make_room(self, spec: ModelSpec) -> None:
+    async def _choose(self, spec: ModelSpec) -> tuple[Precision, int, str]:
+        """The precision to load it in, the bytes that takes, and words for a refusal."""
+        setting, stored_bytes = self._settings.quantization, spec.total_size
+        if spec.quantised is None or not needs_sizes(setting, stored_bytes, self._cache.room_bytes()):
+            return "stored", stored_bytes, ""
+        child = await self._running_child()
+        with trio.move_on_after(LOAD_TIMEOUT_S):
+            reply = await child.ask(Measure(next(self._numbers), spec))
+            assert isinstance(reply, Measured), reply
+            precision = choose(setting, stored_bytes, reply.sizes, self._cache.room_bytes())
+            size_bytes = stored_bytes if precision == "stored" else reply.sizes[precision]
+            return precision, size_bytes, described(precision, stored_bytes, reply.sizes)
+        child.kill()
+        raise Busy(f"measuring {spec.key} took longer than {LOAD_TIMEOUT_S:.0f} s; the engine process starts anew")
+
+    async def _make_room(self, key: str, size_bytes: int, how: str) -> None:
         """Evict what has to go; wait for models in use, up to the limit, then say so."""
         deadline = trio.current_time() + self._settings.load_wait_s
         while True:
             try:
-                keys = self._cache.plan(spec.key, spec.total_size)
+                keys = self._cache.plan(key, size_bytes, how)
             except Busy:
                 changed = self._changed
                 with trio.move_on_at(deadline) as scope:
@@ -214,18 +237,24 @@ class Engine:
                 if scope.cancelled_caught:
                     raise
                 continue
-            for key in keys:
-                _log.info("unloading %s, the least recently used model, for %s", key, spec.key)
-                await self._unload(key, evicted=True)
+            for other in keys:
+                _log.info("unloading %s, the least recently used model, for %s", other, key)
+                await self._unload(other, evicted=True)
             return
 
-    async def _ask_load(self, child: Child, spec: ModelSpec) -> LoadedModel:
-        with trio.move_on_after(LOAD_TIMEOUT_S):
-            reply = await child.ask(Load(next(self._numbers), spec))
+    async def _ask_load(
+        self, child: Child, spec: ModelSpec, precision: Precision, on_step: Callable[[LoadStep], None]
+    ) -> LoadedModel:
+        def heard(step: LoadStep) -> None:
+            scope.deadline = trio.current_time() + LOAD_TIMEOUT_S
+            on_step(step)
+
+        with trio.move_on_after(LOAD_TIMEOUT_S) as scope:
+            reply = await child.ask(Load(next(self._numbers), spec, precision), heard)
             assert isinstance(reply, Loaded), reply
             return reply.model
         child.kill()
-        raise Busy(f"loading {spec.key} took longer than {LOAD_TIMEOUT_S:.0f} s; the engine process starts anew")
+        raise Busy(f"loading {spec.key} said nothing for {LOAD_TIMEOUT_S:.0f} s; the engine process starts anew")
 
     async def _unload(self, key: str, evicted: bool = False) -> None:
         child = self._child

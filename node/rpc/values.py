@@ -25,7 +25,8 @@ StepState = Literal["waiting", "running", "done", "failed"]
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model registered on the ledger. `core` is True for the one designated now."""
+    """A model registered on the ledger. `core` is True for the one designated now; `precision` is what this node has
+    it loaded in, None when it has not."""
 
     model_id: ModelId
     version: Version
@@ -39,6 +40,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     architecture: str
     metadata: str
     retired: bool
+    precision: str | None = None
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True):
@@ -195,7 +197,7 @@ class ChainInfo(msgspec.Struct, frozen=True):
 
 class LoadState(msgspec.Struct, frozen=True):
     """Where this node stands with one model; `detail` says in one line what it is doing, or why it failed. `bytes_done`
-    never goes back; `rate` came a second of late, `time_left_s` is None at 0."""
+    never goes back; `rate` came a second of late, `time_left_s` is None at 0. `precision` is what it is loaded in."""
 
     model_id: ModelId
     version: Version
@@ -206,6 +208,7 @@ class LoadState(msgspec.Struct, frozen=True):
     rate: int
     time_left_s: int | None
     detail: str
+    precision: str | None = None
 
 
 class StartStep(msgspec.Struct, frozen=True):
