@@ -44,7 +44,7 @@ up: $(READY) $(WEIGHTS)
 down: $(READY)
 	$(BIN)/aigen demo --work build/up --stop
 
-test: $(READY) $(LIBRARIES)
+test: $(READY) $(LIBRARIES) $(WEIGHTS)
 	$(BIN)/python -m pytest tests --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 build/ethereum/.ready: tests/node/rpc/ethereum/package.json tests/node/rpc/ethereum/package-lock.json

@@ -22,7 +22,7 @@ from ledger.keys import Key
 from ledger.ledger import Ledger
 from ledger.wallet import Wallet
 from node.agreement import Agreement, StateMark
-from node.config import Config
+from node.config import Config, InferenceSettings
 from node.inference.engine import Engine, EngineSettings
 from node.leases import Leases
 from node.loading import Loading
@@ -142,7 +142,7 @@ async def assemble(
         ),
         wallet,
     )
-    engine = Engine(EngineSettings(config.inference.cache_size, config.inference.threads))
+    engine = _engine(config.inference)
     await nursery.start(engine.run)
     data_endpoint = await _serve_pieces(config, host, identity, replay, store, replication, nursery)
     consensus, agreement = Consensus(ledger, operator), Agreement()
@@ -202,6 +202,10 @@ class _SharedState:
 
     async def compare(self, node_id: NodeId, theirs: tuple[StateMark, ...]) -> None:
         self.agreement.compare(node_id, await self.replay.marks(), theirs)
+
+
+def _engine(settings: InferenceSettings) -> Engine:
+    return Engine(EngineSettings(settings.cache_size, settings.threads, quantization=settings.quantization))
 
 
 async def _serve_pieces(

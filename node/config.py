@@ -21,6 +21,8 @@ from contracts.types import NAME_PATTERN
 
 Role = Literal["worker", "storage", "gateway"]
 
+Quantization = Literal["auto", "none", "int8", "int4"]
+
 CONFIG_BYTES_MAX = 1 << 20
 
 GB = 1_000_000_000
@@ -102,6 +104,8 @@ class InferenceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Bytes of loaded models at most."""
     threads: int = 0
     """Threads torch computes with; 0: one for each core."""
+    quantization: Quantization = "auto"
+    """What weights are loaded in: as they are stored (`none`), in fewer bits, or the best of these that fits."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -189,6 +193,10 @@ scrub_rate = 50_000_000
 cache_size = {cache_size}
 # Threads torch computes with. 0: one for each core.
 threads = 0
+# What weights are loaded in. auto: as they are stored if that fits the cache beside the pinned model, else int8, else
+# int4. none: only as they are stored. int8, int4: always so. Quantised weights are made once, from the proved shards,
+# and kept in the store; they count against disk_budget.
+quantization = "auto"
 """
 
 

@@ -14,7 +14,7 @@ import trio
 
 from contracts.errors import Busy, Refused
 from node.inference.engine import Engine
-from node.inference.spec import FileEntry, ModelSpec
+from node.inference.spec import FileEntry, LoadStep, ModelSpec, QuantisedPlace
 from node.network.fetching.progress import FetchProgress
 from node.network.fetching.statistics import time_left_s
 from node.registry import Model, ModelKey
@@ -43,6 +43,7 @@ class _Load:
     model: Model
     state: ModelState = "fetching"
     progress: FetchProgress = field(default_factory=FetchProgress)
+    step: LoadStep | None = None
     failure: Refused | None = None
     done: trio.Event = field(default_factory=trio.Event)
 
@@ -61,16 +62,21 @@ class Loading:
         loaded = next((one for one in self._engine.loaded() if one.key == engine_key(model)), None)
         load = self._loads.get(model.key)
         if load is not None and not load.done.is_set():
-            state = _state(model, load.state, model.key in self._pinned, load.progress, "")
+            state = _state(model, load.state, model.key in self._pinned, load.progress, _described(load.step))
             if load.state != "fetching":
                 return state
             rate, left = load.progress.rate(), load.progress.bytes_total - load.progress.bytes_done
             return msgspec.structs.replace(state, rate=round(rate), time_left_s=time_left_s(left, rate))
         if loaded is not None:
-            return _state(model, "loaded", loaded.pinned, _whole(model), "")
+            state = _state(model, "loaded", loaded.pinned, _whole(model), "")
+            return msgspec.structs.replace(state, precision=loaded.precision)
         if load is not None and load.failure is not None:
             return _state(model, "failed", False, load.progress, str(load.failure))
         return _state(model, "absent", False, FetchProgress(0, model.total_size), "")
+
+    def precision(self, model: Model) -> str | None:
+        """What it is loaded in, if it is."""
+        return next((one.precision for one in self._engine.loaded() if one.key == engine_key(model)), None)
 
     def is_loaded(self, model: Model) -> bool:
         return self.state(model).state == "loaded"
@@ -112,9 +118,14 @@ class Loading:
             manifest = await self._proved(load)
             load.state = "loading"
             pin = model.key in self._pinned
-            await self._engine.load(self._spec(model, manifest), pin=pin)
+            spec = await self._spec(model, manifest)
+
+            def heard(step: LoadStep) -> None:
+                load.step = step
+
+            await self._engine.load(spec, pin, heard)
             if not pin and model.key in self._pinned:  # asked for during the load
-                await self._engine.load(self._spec(model, manifest), pin=True)
+                await self._engine.load(spec, pin=True)
         except Refused as error:
             load.failure = error
             log.warning("loading %s failed: %s", engine_key(model), error)
@@ -134,15 +145,23 @@ class Loading:
             "check the disk"
         )
 
-    def _spec(self, model: Model, manifest: Manifest) -> ModelSpec:
+    async def _spec(self, model: Model, manifest: Manifest) -> ModelSpec:
         store = self._replication.store
+        room_bytes = await trio.to_thread.run_sync(store.room_bytes)
         return ModelSpec(
             key=engine_key(model),
             total_size=model.total_size,
             shard_size=model.shard_size,
             files=tuple(FileEntry(file.path, file.size) for file in manifest.files),
             shards=tuple(str(store.path(shard_hash)) for shard_hash in model.shard_hashes),
+            quantised=QuantisedPlace(str(store.quantised_stem(model.manifest_hash)), room_bytes),
         )
+
+
+def _described(step: LoadStep | None) -> str:
+    if step is None:
+        return ""
+    return f"{step.action} the {step.precision} weights, {100 * step.done_bytes // max(1, step.total_bytes)} %"
 
 
 def _whole(model: Model) -> FetchProgress:

@@ -338,6 +338,8 @@ class Replication:
                         await trio.to_thread.run_sync(self.store.remove, model.shard_hashes[index])
                         log.info("gave up shard %d of %s: enough others have it", index, model.model_id)
                         dropped.append((model, index))
+                if dropped:
+                    await trio.to_thread.run_sync(self.store.remove_quantised, model.manifest_hash)
             finally:
                 self._leaving -= hashes
                 self.wake()

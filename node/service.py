@@ -127,13 +127,14 @@ class Service:
 
     def models(self) -> tuple[values.ModelInfo, ...]:
         models = sorted(self._state.registry.models.values(), key=lambda model: model.registered)
-        return tuple(views.model_info(self._state, model) for model in models)
+        return tuple(views.model_info(self._state, model, self.loading.precision(model)) for model in models)
 
     def model(self, model_id: ModelId, version: Version | None) -> values.ModelInfo | None:
         try:
-            return views.model_info(self._state, self._state.registry.find(model_id, version))
+            model = self._state.registry.find(model_id, version)
         except NotFound:
             return None
+        return views.model_info(self._state, model, self.loading.precision(model))
 
     def catalogue(self) -> tuple[values.CatalogueEntry, ...]:
         return views.catalogue(self._state, self.ledger.config)
@@ -185,7 +186,7 @@ class Service:
             sync=control.sync,
             gossip=control.gossip,
             disk_budget=self.config.storage.disk_budget,
-            disk_used=store.shard_bytes + store.partial_bytes,
+            disk_used=store.shard_bytes + store.partial_bytes + store.quantised_bytes,
             cache_budget=engine.cache.budget_bytes,
             cache_used=engine.cache.used_bytes,
             pieces_fetched=fetched.pieces_fetched,

@@ -23,7 +23,7 @@ from node.rpc import values
 from node.state import State
 
 
-def model_info(state: State, model: Model) -> values.ModelInfo:
+def model_info(state: State, model: Model, precision: str | None) -> values.ModelInfo:
     return values.ModelInfo(
         model_id=model.model_id,
         version=model.version,
@@ -38,6 +38,7 @@ def model_info(state: State, model: Model) -> values.ModelInfo:
         metadata=model.metadata,
         retired=model.retired,
         public=model.public,
+        precision=precision,
     )
 
 

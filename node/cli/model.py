@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 VERSION_DEFAULT = "1"
 
+CATALOGUE = ("catalogue", None)
+"""State and precision of a model that nobody has brought yet."""
+
 
 @click.group()
 def model() -> None:
@@ -161,15 +164,16 @@ def list_models(rpc_url: str, token: str | None, as_json: bool) -> None:
             row["shard_count"],
             row["minimum_tier"],
             _standing(row),
+            row["precision"],
         )
         for row in answer["models"]
     ]
     rows += [
-        (row["model_id"], None, f"~{common.size(row['approximate_size'])}", None, row["minimum_tier"], "catalogue")
+        (row["model_id"], None, f"~{common.size(row['approximate_size'])}", None, row["minimum_tier"], *CATALOGUE)
         for row in answer["catalogue"]
         if not row["registered"]
     ]
-    common.show_table(("model", "version", "size", "shards", "tier", "state"), rows)
+    common.show_table(("model", "version", "size", "shards", "tier", "state", "loaded as"), rows)
 
 
 def _standing(row: dict[str, Any]) -> str:
@@ -225,9 +229,10 @@ def _show_state(state: dict[str, Any], as_json: bool) -> None:
     if as_json:
         common.show_json(state)
     else:
+        how = f" in {state['precision']}" if state["precision"] else ""
         pinned = ", pinned" if state["pinned"] else ""
         click.echo(
-            f"{state['model_id']} version {state['version']}: {state['state']}{pinned} {state['detail']}".rstrip()
+            f"{state['model_id']} version {state['version']}: {state['state']}{how}{pinned} {state['detail']}".rstrip()
         )
 
 

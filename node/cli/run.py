@@ -330,7 +330,7 @@ def _show_status(node: dict[str, Any], chain: dict[str, Any], liars: list[dict[s
     rows = [
         (
             f"{state['model_id']} {state['version']}",
-            state["state"] + (", pinned" if state["pinned"] else ""),
+            ", ".join(filter(None, (state["state"], state["precision"], "pinned" if state["pinned"] else ""))),
             common.progress(state),
             state["detail"],
         )

@@ -67,16 +67,21 @@ class ModelCache:
         self._residents[key] = replace(resident, pinned=resident.pinned or pin)
         return True
 
-    def plan(self, key: str, size_bytes: int) -> tuple[str, ...]:
+    def room_bytes(self) -> int:
+        """What is left beside the pinned models, were all others gone."""
+        return self._models_bytes - sum(resident.size_bytes for resident in self._residents.values() if resident.pinned)
+
+    def plan(self, key: str, size_bytes: int, how: str = "") -> tuple[str, ...]:
         """The keys that have to go so that this model fits, oldest first.
 
-        NoSpace: it can never fit beside what is pinned. Busy: it would, were it not for models in use.
+        NoSpace: it can never fit beside what is pinned. Busy: it would, were it not for models in use. `how` says in
+        the refusal what the size is of.
         """
         assert key not in self._residents
         pinned = [resident for resident in self._residents.values() if resident.pinned]
         pinned_bytes = sum(resident.size_bytes for resident in pinned)
         if pinned_bytes + size_bytes > self._models_bytes or len(pinned) + 1 > self._models_max:
-            raise NoSpace(self._explain(key, size_bytes))
+            raise NoSpace(self._explain(key, size_bytes, how))
         used_bytes = sum(resident.size_bytes for resident in self._residents.values())
         count = len(self._residents)
         out: list[str] = []
@@ -88,7 +93,7 @@ class ModelCache:
                 used_bytes -= resident.size_bytes
                 count -= 1
         if used_bytes + size_bytes > self._models_bytes or count + 1 > self._models_max:
-            raise Busy(self._explain(key, size_bytes))
+            raise Busy(self._explain(key, size_bytes, how))
         return tuple(out)
 
     def add(self, key: str, size_bytes: int, pin: bool = False) -> None:
@@ -161,13 +166,13 @@ class ModelCache:
             evictions=self._evictions,
         )
 
-    def _explain(self, key: str, size_bytes: int) -> str:
+    def _explain(self, key: str, size_bytes: int, how: str) -> str:
         """What is needed, what there is, who holds it, and what would have to go."""
         pinned = [resident for resident in self._residents.values() if resident.pinned]
         in_use = [resident for resident in self._residents.values() if resident.users and not resident.pinned]
         idle = [resident for resident in self._residents.values() if not resident.users and not resident.pinned]
         parts = [
-            f"{key} needs {size_bytes} bytes of a cache of {self._budget_bytes}",
+            f"{key} needs {size_bytes} bytes{how} of a cache of {self._budget_bytes}",
             f"pinned {_listed(pinned)}",
             f"in use {_listed(in_use)}",
         ]

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ from node.inference.frames import (
     Hello,
     Load,
     Loaded,
+    Loading,
+    Measure,
+    Measured,
     Reply,
     Resize,
     Resized,
@@ -35,7 +39,7 @@ from node.inference.frames import (
     encode,
     error_of,
 )
-from node.inference.spec import Chunk, Completion
+from node.inference.spec import Chunk, Completion, LoadStep
 
 START_TIMEOUT_S = 180.0
 """Importing torch and transformers takes seconds on a warm machine, more on a cold and busy one."""
@@ -125,10 +129,11 @@ class Answer:
 
 @dataclass
 class _Waiting:
-    """Somebody waits for the one reply to a load or an unload."""
+    """Somebody waits for the one reply to a command, and may hear how far it is."""
 
     done: trio.Event
-    reply: Loaded | Unloaded | Resized | None = None
+    on_step: Callable[[LoadStep], None]
+    reply: Measured | Loaded | Unloaded | Resized | None = None
     error: Refused | None = None
 
 
@@ -218,11 +223,13 @@ class Child:
         except trio.WouldBlock:
             raise Busy(f"{COMMANDS_MAX} commands wait for the engine process; try again later") from None
 
-    async def ask(self, command: Load | Unload | Resize) -> Loaded | Unloaded | Resized:
-        """Send and wait for the one reply."""
+    async def ask(
+        self, command: Measure | Load | Unload | Resize, on_step: Callable[[LoadStep], None] = lambda step: None
+    ) -> Measured | Loaded | Unloaded | Resized:
+        """Send and wait for the one reply; `on_step` is told of every step on the way to it."""
         if self._ended is not None:
             raise Busy(ENDED.format(reason=self._ended))
-        waiting = self._waiting[command.request] = _Waiting(trio.Event())
+        waiting = self._waiting[command.request] = _Waiting(trio.Event(), on_step)
         try:
             self.post(command)
             await waiting.done.wait()
@@ -252,7 +259,10 @@ class Child:
                     answer.feed(chunk)
                     if chunk.finish_reason is not None:
                         del self._answers[request]
-            case Loaded() | Unloaded() | Resized():
+            case Loading(request, step):
+                if waiting := self._waiting.get(request):
+                    waiting.on_step(step)
+            case Measured() | Loaded() | Unloaded() | Resized():
                 if waiting := self._waiting.get(reply.request):
                     waiting.reply = reply
                     waiting.done.set()

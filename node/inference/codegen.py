@@ -62,24 +62,28 @@ class CodeGenDecoder(Decoder):
         positions = model.transformer.h[0].attn.embed_positions
         sine, cosine = positions[:, : positions.shape[1] // 2], positions[:, positions.shape[1] // 2 :]
         self._turns = torch.complex(cosine.contiguous(), sine.contiguous())
-        self._embedding = model.transformer.wte.weight
+        self._embedding = built.matrices.embedding("transformer.wte")
         self._norm = Norm(model.transformer.ln_f)
-        self._head = Product(model.lm_head.weight, model.lm_head.bias, self._wide)
+
+        def product(module: str) -> Product:
+            return built.matrices.product(module, self._wide)
+
+        self._head = product("lm_head")
         self._layers = [
             _Layer(
                 norm=Norm(block.ln_1),
-                projection=Product(block.attn.qkv_proj.weight, None, self._wide),
-                output=Product(block.attn.out_proj.weight, None, self._wide),
-                inner=Product(block.mlp.fc_in.weight, block.mlp.fc_in.bias, self._wide),
-                outer=Product(block.mlp.fc_out.weight, block.mlp.fc_out.bias, self._wide),
+                projection=product(f"transformer.h.{index}.attn.qkv_proj"),
+                output=product(f"transformer.h.{index}.attn.out_proj"),
+                inner=product(f"transformer.h.{index}.mlp.fc_in"),
+                outer=product(f"transformer.h.{index}.mlp.fc_out"),
                 activation=block.mlp.act,
             )
-            for block in model.transformer.h
+            for index, block in enumerate(model.transformer.h)
         ]
 
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
         position = memory.length
-        hidden = self._embedding[token].float()
+        hidden = self._embedding.row(token)
         for index, layer in enumerate(self._layers):
             vector = layer.norm(hidden)
             query = self._place(layer.projection.row(vector).float()[None], index, position, memory)
@@ -89,7 +93,7 @@ class CodeGenDecoder(Decoder):
         return hidden
 
     def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
-        hidden = self._embedding[torch.tensor(tokens)].float()
+        hidden = self._embedding.rows(torch.tensor(tokens))
         for index, layer in enumerate(self._layers):
             matrix = layer.norm(hidden)
             projected = layer.projection.few(matrix)
@@ -107,7 +111,7 @@ class CodeGenDecoder(Decoder):
 
     def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
         start = memory.length
-        hidden = self._embedding[torch.tensor(tokens)].float()
+        hidden = self._embedding.rows(torch.tensor(tokens))
         for index, layer in enumerate(self._layers):
             matrix = layer.norm(hidden)
             query = self._place(layer.projection.rows(matrix), index, start, memory)
@@ -115,7 +119,7 @@ class CodeGenDecoder(Decoder):
             hidden = hidden + attended + layer.outer.rows(layer.activation(layer.inner.rows(matrix)))
             yield
         memory.length = start + len(tokens)
-        return hidden[-1].clone()
+        return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head.row(self._norm(hidden)).float()

@@ -26,35 +26,106 @@ PREFILL_ROWS_MAX = 512
 """Prompt tokens that go through a layer together; longer prompts take several rounds."""
 
 
-class Product:
+class Product(ABC):
     """One weight matrix (with its bias, if any): `row` for a step, `rows` for a prompt. All go in and out in fp32."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, wide: "Wide") -> None:
-        self._weight = weight
+    def __init__(self, columns: int, precision: torch.dtype, bias: torch.Tensor | None) -> None:
         self._bias = None if bias is None else bias.float()
-        self._wide = wide
-        self._narrow = torch.empty(weight.shape[1], dtype=weight.dtype)
-        wide.fit(weight)
+        self._narrow = torch.empty(columns, dtype=precision)
 
     def row(self, vector: torch.Tensor) -> torch.Tensor:
-        """The product with one vector, in the precision of the weights."""
+        """The product with one vector, in the precision the products are in."""
         self._narrow.copy_(vector)
         return self.row_of_narrow(self._narrow)
 
     def row_of_narrow(self, vector: torch.Tensor) -> torch.Tensor:
-        """The same for a vector that already has the precision of the weights."""
-        result = torch.mv(self._weight, vector)
+        """The same for a vector that already has that precision."""
+        result = self._multiplied(vector)
         return result if self._bias is None else self._bias + result
 
     def few(self, matrix: torch.Tensor) -> torch.Tensor:
         """The product with one row of each answer under way, in fp32."""
-        if self._weight.dtype == torch.float32 or len(matrix) > ROWS_EACH_MAX:
+        if self._narrow.dtype == torch.float32 or len(matrix) > ROWS_EACH_MAX:
             return self.rows(matrix)
         return torch.stack([self.row(vector) for vector in matrix]).float()
 
+    @abstractmethod
     def rows(self, matrix: torch.Tensor) -> torch.Tensor:
-        """The product with many rows, in fp32: bf16 products of many rows are slow on most CPUs."""
-        return functional.linear(matrix, self._wide.of(self._weight), self._bias)
+        """The product with many rows, in fp32: products of many rows in fewer bits are slow on most CPUs."""
+
+    @abstractmethod
+    def _multiplied(self, vector: torch.Tensor) -> torch.Tensor:
+        """Without the bias."""
+
+
+class StoredProduct(Product):
+    """Of weights as they are stored."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, wide: "Wide") -> None:
+        super().__init__(weight.shape[1], weight.dtype, bias)
+        self._weight = weight
+        self._wide = wide
+        if weight.dtype != torch.float32:
+            wide.fit(weight.numel())
+
+    def rows(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Widened to fp32, a layer at a time."""
+        weight = self._weight if self._weight.dtype == torch.float32 else self._wide.of(self._weight)
+        return functional.linear(matrix, weight, self._bias)
+
+    def _multiplied(self, vector: torch.Tensor) -> torch.Tensor:
+        return torch.mv(self._weight, vector)
+
+
+class Fan:
+    """Several products with one input, by as few matrices as hold them."""
+
+    def __init__(self, products: Sequence[Product], places: Sequence[tuple[int, int, int]]) -> None:
+        """`places`: for each result, which product has it, from which row to which."""
+        self._products = tuple(products)
+        self._places = tuple(places)
+
+    def row_of_narrow(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """As `Product` has it, for each."""
+        results = [product.row_of_narrow(vector) for product in self._products]
+        return [results[product][begin:end] for product, begin, end in self._places]
+
+    def few(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """As `Product` has it, for each."""
+        results = [product.few(matrix) for product in self._products]
+        return [results[product][:, begin:end] for product, begin, end in self._places]
+
+    def rows(self, matrix: torch.Tensor) -> list[torch.Tensor]:
+        """As `Product` has it, for each."""
+        results = [product.rows(matrix) for product in self._products]
+        return [results[product][:, begin:end] for product, begin, end in self._places]
+
+
+class Embedding(ABC):
+    """A row for each token, in fp32 and in memory of its own: sums go into it, and the weights are read-only."""
+
+    @abstractmethod
+    def row(self, token: int) -> torch.Tensor:
+        """Of one token."""
+
+    @abstractmethod
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Of many, as a matrix."""
+
+
+class StoredEmbedding(Embedding):
+    """Of weights as they are stored."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self._weight = weight
+
+    def row(self, token: int) -> torch.Tensor:
+        """A copy also where it is fp32 already."""
+        return self._weight[token].to(torch.float32, copy=True)
+
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Indexing with a tensor copies."""
+        return self._weight[tokens].float()
 
 
 class Wide:
@@ -64,18 +135,19 @@ class Wide:
         self._size = 0
         self._buffer: torch.Tensor | None = None
 
-    def fit(self, weight: torch.Tensor) -> None:
-        """Make sure that it will hold this weight."""
-        if weight.dtype != torch.float32:
-            self._size = max(self._size, weight.numel())
+    def fit(self, count: int) -> None:
+        """Make sure that it will hold so many weights. Memory that is never touched is none."""
+        self._size = max(self._size, count)
+
+    def room(self, *shape: int) -> torch.Tensor:
+        """A matrix to fill, good until the next call."""
+        if self._buffer is None:
+            self._buffer = torch.empty(self._size, dtype=torch.float32)
+        return self._buffer[: math.prod(shape)].view(shape)
 
     def of(self, weight: torch.Tensor) -> torch.Tensor:
         """The weight in fp32, until the next call."""
-        if weight.dtype == torch.float32:
-            return weight
-        if self._buffer is None:
-            self._buffer = torch.empty(self._size, dtype=torch.float32)
-        return self._buffer[: weight.numel()].view(weight.shape).copy_(weight)
+        return self.room(*weight.shape).copy_(weight)
 
     def release(self) -> None:
         """Give the buffer back until the next prompt."""
@@ -101,7 +173,7 @@ class Decoder(ABC):
                 hidden = yield from self._rows(tokens[start : start + PREFILL_ROWS_MAX], memory)
             self._wide.release()
             assert hidden is not None
-            return self._logits(hidden)
+            return self._logits(hidden[-1])
         for token in tokens[:-1]:
             self._row(token, memory)
             yield
@@ -131,7 +203,7 @@ class Decoder(ABC):
 
     @abstractmethod
     def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
-        """Many tokens, yielding after each layer; the hidden vector of the last."""
+        """Many tokens, yielding after each layer; the hidden vector of each, not yet normed."""
 
     @abstractmethod
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

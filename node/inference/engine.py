@@ -7,7 +7,7 @@ cache policy. Knows no torch: a model's memory lives and dies in the other proce
 import itertools
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,10 +16,12 @@ import msgspec
 import trio
 
 from contracts.errors import Busy, NotFound, Refused
+from node.config import Quantization
 from node.inference.cache import MODELS_MAX, CacheStatistics, ModelCache
 from node.inference.child import Answer, Child, Counted
-from node.inference.frames import Generate, Load, Loaded, Resize, Unload, Unloaded
-from node.inference.spec import Completion, LoadedModel, ModelSpec, Parameters, Prompt, check_prompt
+from node.inference.frames import Generate, Load, Loaded, Measure, Measured, Resize, Unload, Unloaded
+from node.inference.precision import Precision, choose, described, needs_sizes
+from node.inference.spec import Completion, LoadedModel, LoadStep, ModelSpec, Parameters, Prompt, check_prompt
 
 ANSWERS_PART = 16
 """Conversations have this part of the cache at least, and what no model takes."""
@@ -31,7 +33,7 @@ LOAD_WAIT_S = 60.0
 """How long a load waits for models in use to become free."""
 
 LOAD_TIMEOUT_S = 900.0
-"""A load that takes longer than this hangs: the process is ended and starts anew."""
+"""A load of which nothing is heard for longer than this hangs: the process is ended and starts anew."""
 
 UNLOAD_TIMEOUT_S = 60.0
 """An unload waits at most for the step under way."""
@@ -56,12 +58,14 @@ class _Ready(Protocol):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """`cache_bytes` bounds the bytes of all loaded models and conversations; `threads` 0 means one for each core."""
+    """`cache_bytes` bounds the bytes of all loaded models and conversations; `threads` 0 means one for each core.
+    `quantization` says what precision models are loaded in; `auto` is the best that fits."""
 
     cache_bytes: int
     threads: int = 0
     models_max: int = MODELS_MAX
     load_wait_s: float = LOAD_WAIT_S
+    quantization: Quantization = "none"
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,11 @@ class Engine:
             finally:
                 self._nursery = None
 
-    async def load(self, spec: ModelSpec, pin: bool = False) -> LoadedModel:
+    async def load(
+        self, spec: ModelSpec, pin: bool = False, on_step: Callable[[LoadStep], None] = lambda step: None
+    ) -> LoadedModel:
         """Load a model, evicting the least recently used ones for it; loaded already: only pins it if asked.
+        `on_step` is told how far it is with weights that are quantised first.
 
         NoSpace when it cannot fit beside what is pinned, Busy when models in use stay in the way, BadInput or
         Corrupt when the bytes are no model. Nothing is left of a load that fails or is cancelled.
@@ -125,12 +132,13 @@ class Engine:
         async with self._load_lock:
             if self._cache.hit(spec.key, pin):
                 return self._pin(spec) if pin else self._models[spec.key]
-            await self._make_room(spec)
+            precision, size_bytes, how = await self._choose(spec)
+            await self._make_room(spec.key, size_bytes, how)
             child = await self._running_child()
-            await self._take_from_answers(child, spec)
-            self._cache.add(spec.key, spec.total_size, pin)
+            await self._take_from_answers(child, spec.key, size_bytes)
+            self._cache.add(spec.key, size_bytes, pin)
             try:
-                model = await self._ask_load(child, spec)
+                model = await self._ask_load(child, spec, precision, on_step)
                 self._cache.resize(spec.key, model.mapped_bytes + model.private_bytes)
                 self._models[spec.key] = model
             except BaseException:
@@ -208,12 +216,27 @@ class Engine:
 
     # Loading
 
-    async def _make_room(self, spec: ModelSpec) -> None:
+    async def _choose(self, spec: ModelSpec) -> tuple[Precision, int, str]:
+        """The precision to load it in, the bytes that takes, and words for a refusal."""
+        setting, stored_bytes = self._settings.quantization, spec.total_size
+        if spec.quantised is None or not needs_sizes(setting, stored_bytes, self._cache.room_bytes()):
+            return "stored", stored_bytes, ""
+        child = await self._running_child()
+        with trio.move_on_after(LOAD_TIMEOUT_S):
+            reply = await child.ask(Measure(next(self._numbers), spec))
+            assert isinstance(reply, Measured), reply
+            precision = choose(setting, stored_bytes, reply.sizes, self._cache.room_bytes())
+            size_bytes = stored_bytes if precision == "stored" else reply.sizes[precision]
+            return precision, size_bytes, described(precision, stored_bytes, reply.sizes)
+        child.kill()
+        raise Busy(f"measuring {spec.key} took longer than {LOAD_TIMEOUT_S:.0f} s; the engine process starts anew")
+
+    async def _make_room(self, key: str, size_bytes: int, how: str) -> None:
         """Evict what has to go; wait for models in use, up to the limit, then say so."""
         deadline = trio.current_time() + self._settings.load_wait_s
         while True:
             try:
-                keys = self._cache.plan(spec.key, spec.total_size)
+                keys = self._cache.plan(key, size_bytes, how)
             except Busy:
                 changed = self._changed
                 with trio.move_on_at(deadline) as scope:
@@ -221,14 +244,14 @@ class Engine:
                 if scope.cancelled_caught:
                     raise
                 continue
-            for key in keys:
-                _log.info("unloading %s, the least recently used model, for %s", key, spec.key)
-                await self._unload(key, evicted=True)
+            for other in keys:
+                _log.info("unloading %s, the least recently used model, for %s", other, key)
+                await self._unload(other, evicted=True)
             return
 
-    async def _take_from_answers(self, child: Child, spec: ModelSpec) -> None:
+    async def _take_from_answers(self, child: Child, key: str, size_bytes: int) -> None:
         """Leave conversations what this model will not need; wait for those under way, up to the limit."""
-        left_bytes = self._cache.left_bytes(spec.total_size)
+        left_bytes = self._cache.left_bytes(size_bytes)
         try:
             with trio.move_on_after(self._settings.load_wait_s):
                 await child.ask(Resize(next(self._numbers), left_bytes))
@@ -238,7 +261,7 @@ class Engine:
             raise
         self._give_to_answers(child)
         raise Busy(
-            f"{spec.key} needs {spec.total_size} bytes, and answers under way take more than the {left_bytes} that it "
+            f"{key} needs {size_bytes} bytes, and answers under way take more than the {left_bytes} that it "
             "would leave them; try again when they are done"
         )
 
@@ -247,13 +270,19 @@ class Engine:
         if self._child is child:
             child.post(Resize(next(self._numbers), self._cache.left_bytes()))
 
-    async def _ask_load(self, child: Child, spec: ModelSpec) -> LoadedModel:
-        with trio.move_on_after(LOAD_TIMEOUT_S):
-            reply = await child.ask(Load(next(self._numbers), spec))
+    async def _ask_load(
+        self, child: Child, spec: ModelSpec, precision: Precision, on_step: Callable[[LoadStep], None]
+    ) -> LoadedModel:
+        def heard(step: LoadStep) -> None:
+            scope.deadline = trio.current_time() + LOAD_TIMEOUT_S
+            on_step(step)
+
+        with trio.move_on_after(LOAD_TIMEOUT_S) as scope:
+            reply = await child.ask(Load(next(self._numbers), spec, precision), heard)
             assert isinstance(reply, Loaded), reply
             return reply.model
         child.kill()
-        raise Busy(f"loading {spec.key} took longer than {LOAD_TIMEOUT_S:.0f} s; the engine process starts anew")
+        raise Busy(f"loading {spec.key} said nothing for {LOAD_TIMEOUT_S:.0f} s; the engine process starts anew")
 
     async def _unload(self, key: str, evicted: bool = False) -> None:
         child = self._child

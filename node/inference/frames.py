@@ -8,7 +8,8 @@ import struct
 import msgspec
 
 from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NoSpace, NotAllowed, NotFound, Refused
-from node.inference.spec import Chunk, LoadedModel, ModelSpec, Parameters, Prompt
+from node.inference.precision import Precision
+from node.inference.spec import Chunk, LoadedModel, LoadStep, ModelSpec, Parameters, Prompt
 
 FRAME_BYTES_MAX = 32 << 20
 """One frame: the largest prompt with four bytes a character, or the largest spec, and room to spare."""
@@ -17,11 +18,19 @@ HEADER = struct.Struct(">I")
 """The length that goes before each frame."""
 
 
-class Load(msgspec.Struct, frozen=True, tag=True):
-    """Map the model's shards and make it ready."""
+class Measure(msgspec.Struct, frozen=True, tag=True):
+    """Say what the model would take quantised."""
 
     request: int
     spec: ModelSpec
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """Quantise the model's weights if that is asked and not done yet, map them and make it ready."""
+
+    request: int
+    spec: ModelSpec
+    precision: Precision = "stored"
 
 
 class Unload(msgspec.Struct, frozen=True, tag=True):
@@ -53,7 +62,7 @@ class Resize(msgspec.Struct, frozen=True, tag=True):
     answers_bytes: int
 
 
-Command = Load | Unload | Generate | Cancel | Resize
+Command = Measure | Load | Unload | Generate | Cancel | Resize
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -62,6 +71,20 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
     pid: int
     threads: int
     torch: str
+
+
+class Measured(msgspec.Struct, frozen=True, tag=True):
+    """Bytes by precision."""
+
+    request: int
+    sizes: dict[str, int]
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """A load goes on."""
+
+    request: int
+    step: LoadStep
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True):
@@ -99,7 +122,7 @@ class Resized(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
-Reply = Hello | Loaded | Unloaded | Delta | Failed | Resized
+Reply = Hello | Measured | Loading | Loaded | Unloaded | Delta | Failed | Resized
 
 _KINDS: dict[int, type[Refused]] = {
     kind.code: kind for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)

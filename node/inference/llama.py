@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from node.inference.decoder import Decoder, Product
-from node.inference.mapping import ShardMapping
+from node.inference.decoder import Decoder, Fan, Product
+from node.inference.matrices import Matrices
 from node.inference.memory import KeyValues, Shape
 from node.inference.weights import BuiltModel
 
@@ -35,18 +35,12 @@ class Norm:
 
 @dataclass(frozen=True)
 class _Layer:
-    """Products over back-to-back weights are done as one: `query_value` and `gate_up` when the file allows."""
-
     attention_norm: Norm
-    query: Product
-    key: Product
-    value: Product
-    query_value: Product | None
+    projection: Fan
+    """Query, key and value."""
     output: Product
     mlp_norm: Norm
-    gate: Product
-    up: Product
-    gate_up: Product | None
+    gate_up: Fan
     down: Product
     activation: Any
 
@@ -54,7 +48,7 @@ class _Layer:
 class LlamaDecoder(Decoder):
     """Llama and Mistral."""
 
-    def __init__(self, built: BuiltModel, mapping: ShardMapping) -> None:
+    def __init__(self, built: BuiltModel) -> None:
         model: Any = built.model
         config = built.config
         head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -67,102 +61,70 @@ class LlamaDecoder(Decoder):
             window=getattr(config, "sliding_window", None) or 0,
         )
         super().__init__(shape, built.precision)
-        self._embedding = model.model.embed_tokens.weight
+        self._embedding = built.matrices.embedding("model.embed_tokens")
         self._norm = Norm(model.model.norm, built.precision)
-        self._head = Product(model.lm_head.weight, None, self._wide)
+        self._head = built.matrices.product("lm_head", self._wide)
         self._frequencies = model.model.rotary_emb.inv_freq.float().repeat(2)
         self._rotary_scale = float(model.model.rotary_emb.attention_scaling)
         # Rotating halves is swapping them with the first one's sign turned: the sign goes into the sine instead.
         self._sign = torch.ones(head_size)
         self._sign[: head_size // 2] = -1.0
-        self._layers = [self._layer(layer, mapping) for layer in model.model.layers]
+        self._layers = [
+            self._layer(module, f"model.layers.{index}", built.matrices)
+            for index, module in enumerate(model.model.layers)
+        ]
 
-    def _layer(self, layer: Any, mapping: ShardMapping) -> _Layer:
-        attention, mlp = layer.self_attn, layer.mlp
-
-        def product(module: Any) -> Product:
-            return Product(module.weight, module.bias, self._wide)
-
-        def joined(first: Any, second: Any) -> Product | None:
-            if first.bias is not None or second.bias is not None:
-                return None
-            weight = mapping.join(first.weight, second.weight)
-            return None if weight is None else Product(weight, None, self._wide)
-
+    def _layer(self, layer: Any, name: str, matrices: Matrices) -> _Layer:
+        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
         return _Layer(
             attention_norm=Norm(layer.input_layernorm, self._precision),
-            query=product(attention.q_proj),
-            key=product(attention.k_proj),
-            value=product(attention.v_proj),
-            query_value=joined(attention.q_proj, attention.v_proj),
-            output=product(attention.o_proj),
+            projection=matrices.fan([f"{attention}.{one}_proj" for one in "qkv"], self._wide),
+            output=matrices.product(f"{attention}.o_proj", self._wide),
             mlp_norm=Norm(layer.post_attention_layernorm, self._precision),
-            gate=product(mlp.gate_proj),
-            up=product(mlp.up_proj),
-            gate_up=joined(mlp.gate_proj, mlp.up_proj),
-            down=product(mlp.down_proj),
-            activation=mlp.act_fn,
+            gate_up=matrices.fan([f"{mlp}.gate_proj", f"{mlp}.up_proj"], self._wide),
+            down=matrices.product(f"{mlp}.down_proj", self._wide),
+            activation=layer.mlp.act_fn,
         )
 
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
         shape = self.shape
         heads, all_heads = shape.heads, shape.heads + shape.key_value_heads
-        width = shape.heads * shape.head_size
         position = memory.length
         angles = self._frequencies * position
         cosine = angles.cos().mul_(self._rotary_scale)
         sine = angles.sin_().mul_(self._sign).mul_(self._rotary_scale)
         half = shape.head_size // 2
         turned = torch.empty((all_heads, shape.head_size))
-        # A copy also in fp32: the sums below go into it, and the weights are read-only memory.
-        hidden = self._embedding[token].to(torch.float32, copy=True)
+        hidden = self._embedding.row(token)
         for index, layer in enumerate(self._layers):
             vector = layer.attention_norm.row(hidden)
-            if layer.query_value is not None:
-                query_value = layer.query_value.row_of_narrow(vector)
-                query, value = query_value[:width], query_value[width:]
-            else:
-                query, value = layer.query.row_of_narrow(vector), layer.value.row_of_narrow(vector)
+            query, key, value = layer.projection.row_of_narrow(vector)
             turned[:heads] = query.view(heads, -1)
-            turned[heads:] = layer.key.row_of_narrow(vector).view(shape.key_value_heads, -1)
+            turned[heads:] = key.view(shape.key_value_heads, -1)
             rotated = torch.addcmul(turned * cosine, turned.roll(half, 1), sine)
             memory.keys[index][0, :, position] = rotated[heads:]
             memory.values[index][0, :, position] = value.view(shape.key_value_heads, -1)
             attended = self._attend_row(rotated[:heads].view(1, heads, 1, -1), index, memory)
             hidden += layer.output.row(attended)
             vector = layer.mlp_norm.row(hidden)
-            if layer.gate_up is not None:
-                gate, up = layer.gate_up.row_of_narrow(vector).chunk(2)
-            else:
-                gate, up = layer.gate.row_of_narrow(vector), layer.up.row_of_narrow(vector)
+            gate, up = layer.gate_up.row_of_narrow(vector)
             hidden += layer.down.row(layer.activation(gate) * up)
         memory.length = position + 1
         return hidden
 
     def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
-        shape, count = self.shape, len(tokens)
-        width = shape.heads * shape.head_size
+        size, count = self.shape.head_size, len(tokens)
         positions = torch.tensor([memory.length for memory in memories], dtype=torch.float32)
         cosine, sine = (part[:, None] for part in self._angles(positions))
-        hidden = self._embedding[torch.tensor(tokens)].float()
+        hidden = self._embedding.rows(torch.tensor(tokens))
         for index, layer in enumerate(self._layers):
-            matrix = layer.attention_norm.rows(hidden)
-            if layer.query_value is not None:
-                query_value = layer.query_value.few(matrix)
-                query, values = query_value[:, :width], query_value[:, width:]
-            else:
-                query, values = layer.query.few(matrix), layer.value.few(matrix)
-            query = self._turned(query.reshape(count, -1, shape.head_size), cosine, sine)
-            keys = self._turned(layer.key.few(matrix).view(count, -1, shape.head_size), cosine, sine)
-            values = values.reshape(count, -1, shape.head_size)
+            parts = layer.projection.few(layer.attention_norm.rows(hidden))
+            query, keys, values = (part.reshape(count, -1, size) for part in parts)
+            query, keys = self._turned(query, cosine, sine), self._turned(keys, cosine, sine)
             for place, memory in enumerate(memories):
                 memory.put(index, keys[place], values[place])
             hidden += layer.output.few(self._attend_each(query, index, memories))
-            matrix = layer.mlp_norm.rows(hidden)
-            if layer.gate_up is not None:
-                gate, up = layer.gate_up.few(matrix).chunk(2, 1)
-            else:
-                gate, up = layer.gate.few(matrix), layer.up.few(matrix)
+            gate, up = layer.gate_up.few(layer.mlp_norm.rows(hidden))
             hidden += layer.down.few(layer.activation(gate) * up)
         for memory in memories:
             memory.length += 1
@@ -185,19 +147,20 @@ class LlamaDecoder(Decoder):
         def turn(matrix: torch.Tensor) -> torch.Tensor:
             return self._turned(matrix.view(1, rows, -1, shape.head_size).transpose(1, 2), cosine, sine)
 
-        hidden = self._embedding[torch.tensor(tokens)].float()
+        hidden = self._embedding.rows(torch.tensor(tokens))
         for index, layer in enumerate(self._layers):
             matrix = layer.attention_norm.rows(hidden)
-            query = turn(layer.query.rows(matrix))
-            memory.keys[index][:, :, start:end] = turn(layer.key.rows(matrix))
-            values = layer.value.rows(matrix).view(1, rows, -1, shape.head_size).transpose(1, 2)
-            memory.values[index][:, :, start:end] = values
+            query, key, value = layer.projection.rows(matrix)
+            query = turn(query)
+            memory.keys[index][:, :, start:end] = turn(key)
+            memory.values[index][:, :, start:end] = value.view(1, rows, -1, shape.head_size).transpose(1, 2)
             hidden += layer.output.rows(self._attend_rows(query, index, memory))
             matrix = layer.mlp_norm.rows(hidden)
-            hidden += layer.down.rows(layer.activation(layer.gate.rows(matrix)) * layer.up.rows(matrix))
+            gate, up = layer.gate_up.rows(matrix)
+            hidden += layer.down.rows(layer.activation(gate) * up)
             yield
         memory.length = end
-        return hidden[-1].clone()
+        return hidden
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head.row_of_narrow(self._norm.row(hidden)).float()

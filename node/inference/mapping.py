@@ -31,6 +31,7 @@ _libc.mmap.argtypes = (
     ctypes.c_int64,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class ShardMapping:
@@ -65,6 +66,12 @@ class ShardMapping:
         """A copy of a small part, for headers and configuration files."""
         self._check(offset, size)
         return ctypes.string_at(self._range.address + offset, size)
+
+    def forget(self, offset: int, size: int) -> None:
+        """A part that is not needed for now: its pages leave this process's memory, the page cache may keep them."""
+        self._check(offset, size)
+        if not self.private_bytes:
+            self._range.forget(offset, size)
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> torch.Tensor:
         """A tensor over the bytes at the offset, wherever shard boundaries fall; never write to it."""
@@ -152,6 +159,13 @@ class _Range:
             if count == 0:
                 raise Corrupt(f"shard {path} ended at {done} of {size} bytes while it was read; fetch it again")
             done += count
+
+    def forget(self, offset: int, size: int) -> None:
+        """Whole pages of a part that was mapped from files: they come back from there when they are touched."""
+        begin = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (offset + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        if begin < end:
+            _libc.madvise(self.address + begin, end - begin, mmap.MADV_DONTNEED)
 
     def window(self, offset: int, size: int) -> memoryview:
         """An object of its own over a part, so that its life can be watched."""

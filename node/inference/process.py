@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,9 @@ from node.inference.frames import (
     Hello,
     Load,
     Loaded,
+    Loading,
+    Measure,
+    Measured,
     Reply,
     Resize,
     Resized,
@@ -40,15 +43,18 @@ from node.inference.frames import (
     failed,
 )
 from node.inference.generation import Answering
-from node.inference.loading import MappedModel
+from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import AnswerMemory
-from node.inference.spec import Chunk
+from node.inference.spec import Chunk, LoadStep
 
 ANSWERS_MAX = 16
 """Answers under way; more wait for a place, so that each keeps some speed and key/value memory stays bounded."""
 
 QUEUE_MAX = 256
 """Answers that wait for a place."""
+
+NEWS_INTERVAL_S = 0.25
+"""How often the node is told how far a load is."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -60,6 +66,15 @@ class _Request:
     answering: Answering
 
 
+@dataclass
+class _Preparing:
+    """A load that has work to do before the model can be mapped."""
+
+    command: Load
+    steps: Generator[LoadStep, None, None]
+    told_at: float = 0.0
+
+
 class EngineProcess:
     """The loop. Everything but reading the socket happens in one thread."""
 
@@ -69,6 +84,7 @@ class EngineProcess:
         self._connection = connection
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._models: dict[str, MappedModel] = {}
+        self._preparing: dict[str, _Preparing] = {}
         self._running: list[_Request] = []
         self._resizing: int | None = None
         """Who waits until conversations take no more than they may."""
@@ -81,14 +97,16 @@ class EngineProcess:
         self._say(Hello(os.getpid(), torch.get_num_threads(), str(torch.__version__)))
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
-            idle = not self._running and not self._waiting
-            while idle or not self._commands.empty():
+            while self._is_idle() or not self._commands.empty():
                 self._act(self._commands.get())
-                idle = not self._running and not self._waiting
             self._admit()
             self._read_prompts()
             for key in dict.fromkeys(running.key for running in self._running):
                 self._step(key)
+            self._prepare()
+
+    def _is_idle(self) -> bool:
+        return not self._running and not self._waiting and not self._preparing
 
     def _read(self) -> None:
         """Put commands in line; the end of the socket is the end of the node, and of this process at once."""
@@ -118,10 +136,12 @@ class EngineProcess:
     def _act(self, command: Command) -> None:
         try:
             match command:
-                case Load(request, spec):
+                case Measure(request, spec):
+                    self._say(Measured(request, measured(spec)))
+                case Load(_, spec, precision):
                     assert spec.key not in self._models, f"{spec.key} is loaded already"
-                    model = self._models[spec.key] = MappedModel(spec)
-                    self._say(Loaded(request, model.about))
+                    assert spec.key not in self._preparing, f"{spec.key} is being loaded already"
+                    self._preparing[spec.key] = _Preparing(command, prepared(spec, precision))
                 case Unload(request, key):
                     self._say(Unloaded(request, self._unload(key)))
                 case Generate(request, key, prompt, parameters):
@@ -143,8 +163,30 @@ class EngineProcess:
         except MemoryError:
             self._say(failed(command.request, Busy("the machine is out of memory; unload a model or try again later")))
 
+    def _prepare(self) -> None:
+        """One step of each load under way; the model is there when there is nothing left to do."""
+        for key, load in tuple(self._preparing.items()):
+            request, spec = load.command.request, load.command.spec
+            try:
+                step = next(load.steps, None)
+                if step is None:
+                    del self._preparing[key]
+                    model = self._models[key] = MappedModel(spec, load.command.precision)
+                    self._say(Loaded(request, model.about))
+                elif time.monotonic() - load.told_at >= NEWS_INTERVAL_S:
+                    load.told_at = time.monotonic()
+                    self._say(Loading(request, step))
+            except Refused as error:
+                self._preparing.pop(key, None)
+                self._say(failed(request, error))
+            except MemoryError:
+                self._preparing.pop(key, None)
+                self._say(failed(request, Busy("the machine is out of memory; unload a model or try again later")))
+
     def _unload(self, key: str) -> int:
-        """Answers of the model end with it."""
+        """Answers of the model end with it; of a load under way nothing is left."""
+        if preparing := self._preparing.pop(key, None):
+            preparing.steps.close()
         self._end_all(key)
         self._memory.forget(key)
         model = self._models.pop(key, None)

@@ -47,14 +47,33 @@ class FileEntry(msgspec.Struct, frozen=True):
     size: int
 
 
+class QuantisedPlace(msgspec.Struct, frozen=True):
+    """Where a model's quantised weights are kept: files that begin with `stem`, whose last part names the model by its
+    manifest. `room_bytes` are free for more of them."""
+
+    stem: str
+    room_bytes: int
+
+
+class LoadStep(msgspec.Struct, frozen=True):
+    """How far a load is that has work to do before the weights can be mapped."""
+
+    action: Literal["checking", "quantising"]
+    precision: str
+    done_bytes: int
+    total_bytes: int
+
+
 class ModelSpec(msgspec.Struct, frozen=True):
-    """A model whose shards are all held and verified. `shards` are paths on this machine, in shard order."""
+    """A model whose shards are all held and verified. `shards` are paths on this machine, in shard order. Without a
+    place for quantised weights it is only loaded as stored."""
 
     key: str
     total_size: int
     shard_size: int
     files: tuple[FileEntry, ...]
     shards: tuple[str, ...]
+    quantised: QuantisedPlace | None = None
 
     def check(self) -> None:
         """Refuse a spec whose sizes do not agree with one another."""

@@ -26,6 +26,9 @@ from contracts.errors import BadInput
 from node.inference.files import ArtifactFiles
 from node.inference.headers import TensorEntry
 from node.inference.mapping import ShardMapping
+from node.inference.matrices import Matrices, QuantisedMatrices, StoredMatrices
+from node.inference.quantised import QuantisedFile
+from node.inference.quantising import PRECISIONS
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
@@ -33,9 +36,6 @@ ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "CodeGenForCausalLM": (CodeGenConfig, CodeGenForCausalLM),
 }
 """What is run. Code that comes with a model never is."""
-
-PRECISIONS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-"""The types weights may be stored in."""
 
 LIMITS = {
     "num_hidden_layers": 1024,
@@ -67,8 +67,22 @@ NAMES_SHOWN = 4
 
 
 @dataclass(frozen=True)
+class CheckedModel:
+    """A model whose files agree with one another: `model` without its bytes, `entries` where those are."""
+
+    key: str
+    model: nn.Module
+    config: Any
+    architecture: str
+    precision: torch.dtype
+    entries: dict[str, TensorEntry]
+    tied: dict[str, str]
+    """Names whose tensor is another one's; such are not in `entries`."""
+
+
+@dataclass(frozen=True)
 class BuiltModel:
-    """The model with what was found out on the way."""
+    """The model with what was found out on the way. Its matrices are to be had from `matrices`."""
 
     model: nn.Module
     config: Any
@@ -77,10 +91,11 @@ class BuiltModel:
     parameters: int
     context_length: int
     private_bytes: int
+    matrices: Matrices
 
 
-def build(key: str, files: ArtifactFiles, mapping: ShardMapping) -> BuiltModel:
-    """The model of the artifact, ready for inference."""
+def check(key: str, files: ArtifactFiles) -> CheckedModel:
+    """Everything about the artifact but its bytes; refuses what is no model of ours."""
     raw = files.read_object("config.json")
     architecture = _check_config(key, raw)
     config_class, model_class = ARCHITECTURES[architecture]
@@ -94,19 +109,41 @@ def build(key: str, files: ArtifactFiles, mapping: ShardMapping) -> BuiltModel:
     except _CONFIG_ERRORS as error:
         raise BadInput(f"config.json of {key} does not describe a {architecture}: {error}") from error
     _check_names_and_shapes(key, model, entries)
-    private_bytes = _assign(model, entries, mapping, precision)
+    tied = _tied(model)
+    kept = {name: entry for name, entry in entries.items() if name not in tied}
+    return CheckedModel(key, model, config, architecture, precision, kept, tied)
+
+
+def build(key: str, files: ArtifactFiles, mapping: ShardMapping) -> BuiltModel:
+    """The model of the artifact as it is stored, ready for inference."""
+    checked = check(key, files)
+    private_bytes = _assign(checked, mapping)
+    return _built(checked, checked.precision, private_bytes, StoredMatrices(checked.model, mapping))
+
+
+def build_quantised(checked: CheckedModel, file: QuantisedFile, mapping: ShardMapping) -> BuiltModel:
+    """The same over the file of its quantised weights. The modules get norms and biases; no matrix is in them."""
+    plain = [part for part in file.layout.parts if part.kind == "plain" and len(part.names) == 1]
+    state = {part.names[0]: file.plain(mapping, part) for part in plain}
+    checked.model.load_state_dict(state, strict=False, assign=True)
+    return _built(checked, torch.bfloat16, 0, QuantisedMatrices(checked.model, file, mapping, checked.tied))
+
+
+def _built(checked: CheckedModel, precision: torch.dtype, private_bytes: int, matrices: Matrices) -> BuiltModel:
+    model, config = checked.model, checked.config
     _place_rotary(model, config)
     model.eval().requires_grad_(False)
     left = [name for name, tensor in _all_tensors(model) if tensor.is_meta]
-    assert not left, f"tensors without bytes: {left[:NAMES_SHOWN]}"
+    assert not left or isinstance(matrices, QuantisedMatrices), f"tensors without bytes: {left[:NAMES_SHOWN]}"
     return BuiltModel(
         model=model,
         config=config,
-        architecture=architecture,
+        architecture=checked.architecture,
         precision=precision,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         context_length=int(config.max_position_embeddings),
         private_bytes=private_bytes,
+        matrices=matrices,
     )
 
 
@@ -181,25 +218,22 @@ def _check_names_and_shapes(key: str, model: nn.Module, entries: Mapping[str, Te
         raise BadInput(f"{len(wrong)} tensors of {key} have another shape than its config.json says: {_shown(wrong)}")
 
 
-def _assign(model: nn.Module, entries: Mapping[str, TensorEntry], mapping: ShardMapping, precision: torch.dtype) -> int:
+def _assign(checked: CheckedModel, mapping: ShardMapping) -> int:
     """Put the views in place; returns the bytes that had to be copied.
 
     Copied is what is stored in another type, and what does not lie at a multiple of its element size: torch's kernels
     may crash on that. An artifact has its weights first in the stream, so this is rare.
     """
     private_bytes = 0
-    tied = _tied(model)
     state = {}
-    for name, entry in entries.items():
-        if name in tied:
-            continue
+    for name, entry in checked.entries.items():
         tensor = mapping.tensor(PRECISIONS[entry.dtype], entry.shape, entry.offset)
-        if tensor.dtype != precision or tensor.data_ptr() % tensor.itemsize:
-            tensor = _copied(tensor).to(precision)
+        if tensor.dtype != checked.precision or tensor.data_ptr() % tensor.itemsize:
+            tensor = _copied(tensor).to(checked.precision)
             private_bytes += tensor.nbytes
         state[name] = tensor
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()  # type: ignore[operator]
+    checked.model.load_state_dict(state, strict=False, assign=True)
+    checked.model.tie_weights()  # type: ignore[operator]
     return private_bytes
 
 
@@ -220,11 +254,11 @@ def _place_rotary(model: Any, config: Any) -> None:
         model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
 
 
-def _tied(model: Any) -> set[str]:
+def _tied(model: Any) -> dict[str, str]:
     """Names whose tensor is another one's: they need not be in the files, and are not read if they are."""
     if not getattr(model.config, "tie_word_embeddings", False):
-        return set()
-    return set(model._tied_weights_keys or ())
+        return {}
+    return dict(model._tied_weights_keys or {})
 
 
 def _all_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -28,16 +28,18 @@ def answer(value: object) -> Any:
     raise AssertionError(f"{type(value).__name__} has no JSON form")
 
 
-def model_summary(model: ModelInfo) -> dict[str, Any]:
-    """A model without its shard hashes: a list of models stays short."""
+def model_summary(model: ModelInfo, known: bool) -> dict[str, Any]:
+    """A model without its shard hashes: a list of models stays short. What is loaded is told to the `known` alone."""
     content: dict[str, Any] = answer(model)
     del content["shard_hashes"]
+    if not known:
+        content["precision"] = None
     return content
 
 
-def model_in_full(model: ModelInfo) -> dict[str, Any]:
+def model_in_full(model: ModelInfo, known: bool) -> dict[str, Any]:
     """A model with each of its shards."""
-    content = model_summary(model)
+    content = model_summary(model, known)
     content["shards"] = [
         {
             "shard_index": index,

@@ -63,6 +63,15 @@ def require_known(node: NodePort, caller: Caller, method: str) -> Address:
     return caller.account
 
 
+def is_known(node: NodePort, caller: Caller) -> bool:
+    """Whether to tell the caller what is this node's own affair, in an answer that is open to all."""
+    try:
+        require_known(node, caller, "")
+    except NotAllowed:
+        return False
+    return True
+
+
 def require_on_ledger(node: NodePort, account: Address) -> None:
     """Raise NotAllowed unless the account is enrolled or holds a tier."""
     info = node.account(account)

@@ -48,7 +48,7 @@ from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
 from contracts.types import Address, ModelId, Version
 from ledger.history import Criteria
 from node.rpc import answers, jsonrpc, params, proofs
-from node.rpc.caller import Caller, require_known, require_on_ledger, require_operator
+from node.rpc.caller import Caller, is_known, require_known, require_on_ledger, require_operator
 from node.rpc.port import Emit, NodePort
 from node.rpc.values import ChatChunk, LoadState, ModelInfo, SignedTransaction
 
@@ -175,15 +175,16 @@ async def health(node: NodePort, _context: Context, _given: params.NoParams) -> 
     return node.health()
 
 
-async def list_models(node: NodePort, _context: Context, _given: params.NoParams) -> Any:
+async def list_models(node: NodePort, context: Context, _given: params.NoParams) -> Any:
+    known = is_known(node, context.caller)
     return {
-        "models": [answers.model_summary(model) for model in node.models()],
+        "models": [answers.model_summary(model, known) for model in node.models()],
         "catalogue": node.catalogue(),
     }
 
 
-async def get_model_info(node: NodePort, _context: Context, given: params.ModelParams) -> Any:
-    return answers.model_in_full(find_model(node, given.model_id, given.version))
+async def get_model_info(node: NodePort, context: Context, given: params.ModelParams) -> Any:
+    return answers.model_in_full(find_model(node, given.model_id, given.version), is_known(node, context.caller))
 
 
 async def get_shard_locations(node: NodePort, _context: Context, given: params.LocationsParams) -> Any:

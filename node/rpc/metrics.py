@@ -71,7 +71,7 @@ class _Scrape(Collector):
     def _machine(self) -> Iterator[Metric]:
         info = self._node.node_info()
         yield _gauge("shards_short", "Shards of the network with too few copies", info.shards_short)
-        yield _gauge("disk_used_bytes", "Bytes of shards on the disk", info.disk_used)
+        yield _gauge("disk_used_bytes", "Bytes of shards and quantised weights on the disk", info.disk_used)
         yield _gauge("disk_budget_bytes", "Bytes of shards kept at most", info.disk_budget)
         yield _gauge("cache_used_bytes", "Bytes of loaded models", info.cache_used)
         yield _gauge("cache_budget_bytes", "Bytes of loaded models at most", info.cache_budget)

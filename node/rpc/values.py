@@ -27,7 +27,7 @@ StepState = Literal["waiting", "running", "done", "failed"]
 
 class ModelInfo(msgspec.Struct, frozen=True):
     """A model registered on the ledger. `core` is True for the one designated now; one that is `public` is served to
-    nodes that are no members too."""
+    nodes that are no members too. `precision` is what this node has it loaded in, None when it has not."""
 
     model_id: ModelId
     version: Version
@@ -42,6 +42,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     metadata: str
     retired: bool
     public: bool
+    precision: str | None = None
 
 
 class CatalogueEntry(msgspec.Struct, frozen=True):
@@ -198,7 +199,7 @@ class ChainInfo(msgspec.Struct, frozen=True):
 
 class LoadState(msgspec.Struct, frozen=True):
     """Where this node stands with one model; `detail` says in one line what it is doing, or why it failed. `bytes_done`
-    never goes back; `rate` came a second of late, `time_left_s` is None at 0."""
+    never goes back; `rate` came a second of late, `time_left_s` is None at 0. `precision` is what it is loaded in."""
 
     model_id: ModelId
     version: Version
@@ -209,6 +210,7 @@ class LoadState(msgspec.Struct, frozen=True):
     rate: int
     time_left_s: int | None
     detail: str
+    precision: str | None = None
 
 
 class StartStep(msgspec.Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""The shard store: `shards/` (held), `partial/` (on their way), `manifests/`, `conversions/`, `scratch/`.
+"""The shard store: `shards/` (held), `partial/` (on their way), `manifests/`, `quantised/` (weights in fewer bits, made
+from held shards), `conversions/`, `scratch/`.
 
 Owns the layout and the rule that a file in `shards/` is a shard whose whole SHA-256 matched its name. It keeps no
 state beside the file system, so another process (`aigen model import` beside a running node) may add shards at any
@@ -51,6 +52,7 @@ class StoreStatistics:
     shard_bytes: int
     partial_shards: int
     partial_bytes: int
+    quantised_bytes: int
     manifests: int
     free_bytes: int
     disk_budget_bytes: int | None
@@ -68,15 +70,18 @@ class ShardStore:
         self._shards = root / "shards"
         self._partial = root / "partial"
         self._manifests = root / "manifests"
+        self._quantised = root / "quantised"
         self._conversions = root / "conversions"
         self._scratch = root / "scratch"
         self._writers: dict[ShardHash, PartialShard] = {}
         self._writers_lock = threading.Lock()
         with explained("creating", root):
-            for directory in (self._shards, self._partial, self._manifests, self._conversions, self._scratch):
+            kept = (self._shards, self._partial, self._manifests, self._quantised, self._conversions, self._scratch)
+            for directory in kept:
                 directory.mkdir(parents=True, exist_ok=True)
             sync_directory(root)
-            sweep_scratch(self._scratch)
+            for directory in (self._quantised, self._scratch):
+                sweep_scratch(directory)
 
     # --- what is held
 
@@ -266,6 +271,18 @@ class ShardStore:
         """The indices of the shards of an artifact that are not held."""
         return [index for index, shard in enumerate(manifest.shards) if not self.held(shard.sha256)]
 
+    # --- quantised weights: files of the engine's own, which is the only one to know their form
+
+    def quantised_stem(self, manifest_hash: ManifestHash) -> Path:
+        """What the names of a model's files begin with; its precision follows after a dot."""
+        return self._quantised / manifest_hash.hex()
+
+    def remove_quantised(self, manifest_hash: ManifestHash) -> None:
+        """Its shards are given up; what was made of them goes too. A model that is loaded keeps its memory."""
+        with explained("removing", self._quantised):
+            for path in self._quantised.glob(f"{manifest_hash.hex()}.*"):
+                path.unlink(missing_ok=True)
+
     # --- conversions: which artifact came out of which foreign file, so that it is converted once
 
     def conversion(self, key: bytes) -> ManifestHash | None:
@@ -290,8 +307,8 @@ class ShardStore:
         return max(0, room)
 
     def used_bytes(self) -> int:
-        """What counts against the disk budget: held shards, shards on their way, manifests."""
-        return sum(_sizes(directory) for directory in (self._shards, self._partial, self._manifests))
+        """What counts against the disk budget: held shards, shards on their way, manifests, quantised weights."""
+        return sum(_sizes(kept) for kept in (self._shards, self._partial, self._manifests, self._quantised))
 
     def require_room(self, what: str, kept_bytes: int, peak_bytes: int) -> None:
         """NoSpace unless `kept_bytes` fit in the budget and `peak_bytes` on the disk, beside what is coming in."""
@@ -306,6 +323,7 @@ class ShardStore:
             shard_bytes=_sizes(self._shards),
             partial_shards=len(_names(self._partial)),
             partial_bytes=_sizes(self._partial),
+            quantised_bytes=_sizes(self._quantised),
             manifests=len(self.manifests()),
             free_bytes=free_bytes(self.root),
             disk_budget_bytes=self._budget_bytes,
@@ -316,7 +334,8 @@ class ShardStore:
         others = [writer for writer in self._writers.values() if writer is not partial]
         # A file on its way counts in full from the start, or many at once would pass one by one.
         names = {self._partial_path(writer.shard_hash).name for writer in (partial, *others)}
-        used = _sizes(self._shards) + _sizes(self._manifests) + _sizes(self._partial, without=names)
+        used = sum(_sizes(kept) for kept in (self._shards, self._manifests, self._quantised))
+        used += _sizes(self._partial, without=names)
         self._require_budget(what, partial.size_bytes, used + sum(writer.size_bytes for writer in others))
         need = partial.size_bytes - partial.allocated_bytes
         self._require_disk(what, need, sum(writer.missing_bytes for writer in others))

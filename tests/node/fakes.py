@@ -24,6 +24,7 @@ from node.inference.spec import (
     Chunk,
     Completion,
     LoadedModel,
+    LoadStep,
     Message,
     ModelSpec,
     Parameters,
@@ -224,11 +225,16 @@ class FakeEngine:
         self.gate = trio.Event()
         self.gate.set()
         self.failures: list[Refused] = []
+        self.steps: list[LoadStep] = []
         self.specs: list[tuple[ModelSpec, bool]] = []
         self._models: dict[str, LoadedModel] = {}
 
-    async def load(self, spec: ModelSpec, pin: bool = False) -> LoadedModel:
+    async def load(
+        self, spec: ModelSpec, pin: bool = False, on_step: Callable[[LoadStep], None] = lambda step: None
+    ) -> LoadedModel:
         spec.check()
+        for step in self.steps:
+            on_step(step)
         await self.gate.wait()
         await trio.lowlevel.checkpoint()
         if self.failures:

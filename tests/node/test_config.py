@@ -60,9 +60,11 @@ def test_variables_of_every_kind(path: Path) -> None:
         "AIGEN_NETWORK_BOOTSTRAP": " a, b ,,",
         "AIGEN_STORAGE_SCRUB_INTERVAL_S": "1.5",
         "AIGEN_NETWORK_PLAIN_TCP": "true",
+        "AIGEN_INFERENCE_QUANTIZATION": "int8",
         "AIGEN_PASSWORD": "of something else",
     }
     found = load(path, environment)
+    assert found.inference.quantization == "int8"
     assert found.node.role == "gateway"
     assert found.network.bootstrap == ("a", "b")
     assert found.storage.scrub_interval_s == 1.5
@@ -84,6 +86,8 @@ def test_variables_of_every_kind(path: Path) -> None:
         ("[storage]\nscrub_interval_s = inf", "scrub_interval_s is inf"),
         ("[storage]\nscrub_interval_s = nan", "scrub_interval_s is nan"),
         ("[inference]\nthreads = -1", "inference.threads is -1"),
+        ("[inference]\nquantization = 'int3'", "'int3'.*inference.quantization"),
+        ("[inference]\nquantization = 8", "inference.quantization"),
         ("[network]\nupload_rate = 1000", "network.upload_rate is 1000"),
         ("[network]\ndownload_rate = -1", "network.download_rate is -1"),
         ("[network]\ndownload_connections = 0", "network.download_connections is 0"),

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from contracts.errors import Busy, Conflict, NoSpace
+from node.inference.spec import LoadStep
 from node.loading import Loading
 from tests.node.cluster import flip
 from tests.node.fakes import FakeEngine, Surroundings, surroundings
@@ -121,6 +122,34 @@ async def test_a_disk_that_damages_again_and_again_is_named(
     with pytest.raises(Busy, match="check the disk"):
         await loading.wait(around.model)
     assert engine.specs == []
+
+
+async def test_what_it_is_loaded_in_and_how_far_that_is(
+    around: Surroundings, engine: FakeEngine, loading: Loading
+) -> None:
+    engine.steps = [LoadStep("checking", "int8", 1, 7), LoadStep("quantising", "int8", 2, 3)]
+    engine.gate = trio.Event()
+    loading.start(around.model)
+    with trio.fail_after(10):
+        while not loading.state(around.model).detail:
+            await trio.lowlevel.checkpoint()
+    state = loading.state(around.model)
+    assert (state.state, state.detail, state.precision) == ("loading", "quantising the int8 weights, 66 %", None)
+    assert loading.precision(around.model) is None
+    engine.gate.set()
+    state = await loading.wait(around.model)
+    assert (state.state, state.detail, state.precision) == ("loaded", "", "bf16")
+    assert loading.precision(around.model) == "bf16"
+
+
+async def test_the_engine_is_told_where_quantised_weights_go(
+    around: Surroundings, engine: FakeEngine, loading: Loading
+) -> None:
+    await loading.wait(around.model)
+    place = engine.specs[0][0].quantised
+    assert place is not None
+    assert place.stem == str(around.store.root / "quantised" / around.model.manifest_hash.hex())
+    assert place.room_bytes == around.store.room_bytes() > 0
 
 
 async def test_a_load_under_way_is_not_unloaded(around: Surroundings, engine: FakeEngine, loading: Loading) -> None:

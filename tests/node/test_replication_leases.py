@@ -196,6 +196,17 @@ async def test_only_what_enough_others_hold_is_given_up(full: Surroundings) -> N
     assert full.held() == full.announced() == set(range(4)) - free, "nothing comes back"
 
 
+async def test_what_was_made_of_shards_goes_with_the_first_of_them(full: Surroundings) -> None:
+    made = [full.store.quantised_stem(full.model.manifest_hash).with_suffix(f".{name}") for name in ("int8", "int4")]
+    other = made[0].with_name("ab" * 32 + ".int8")
+    for path in (*made, other):
+        path.write_bytes(b"weights")
+    assert await full.replication.free(1, lambda model: True) == []
+    assert all(path.exists() for path in made)
+    assert await full.replication.free(1, nothing)
+    assert [path.exists() for path in (*made, other)] == [False, False, True]
+
+
 async def test_nothing_is_given_up_that_leaves_two(full: Surroundings) -> None:
     full.replay.add(events.ShardsWithdrawn(OTHERS[0], "m", "1", (0, 1, 2, 3)))
     assert await full.replication.free(1 << 40, nothing) == []

@@ -1,13 +1,11 @@
 """The engine with its real process: loads, answers, crashes, restarts, and never outlives the node."""
 
-import functools
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +20,8 @@ from node.inference.spec import Message, ModelSpec, Parameters
 from tests.node.network.fakes import until
 
 from . import tiny
+from .home import DEADLINE_S, Home, at_home
 
-DEADLINE_S = 120
 TOKEN_BYTES = 768
 """Of the tiny model's conversations."""
 
@@ -44,62 +42,10 @@ def renamed(spec: ModelSpec, key: str) -> ModelSpec:
     return msgspec.structs.replace(spec, key=key)
 
 
-class Home:
-    """One engine for all tests here, in a loop of its own thread: to start its process takes seconds."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size + 900 * TOKEN_BYTES, threads=1))
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._stop: trio.Event | None = None
-        self._ready = threading.Event()
-        self._thread = threading.Thread(target=trio.run, args=(self._live,), name="engine home")
-
-    def __enter__(self) -> "Home":
-        self._thread.start()
-        assert self._ready.wait(DEADLINE_S)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._stop is not None
-        trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
-        self._thread.join(DEADLINE_S)
-        assert not self._thread.is_alive()
-
-    def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
-        async def bounded() -> None:
-            with trio.fail_after(DEADLINE_S):
-                try:
-                    await scenario()
-                finally:
-                    for model in self.engine.loaded():
-                        await self.engine.unload(model.key, unpin=True)
-
-        trio.from_thread.run(bounded, trio_token=self._token)
-
-    async def _live(self) -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.engine.run)
-            self._token = trio.lowlevel.current_trio_token()
-            self._stop = trio.Event()
-            self._ready.set()
-            await self._stop.wait()
-            nursery.cancel_scope.cancel()
-
-
 @pytest.fixture(scope="module")
 def engine(spec: ModelSpec) -> Iterator[Home]:
-    with Home(spec) as home:
+    with Home(2 * spec.total_size + 900 * TOKEN_BYTES) as home:
         yield home
-
-
-def at_home(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run the test in the loop of the shared engine, which it is given."""
-
-    @functools.wraps(test)
-    def run(engine: Home, **fixtures: object) -> None:
-        engine.run(lambda: test(engine=engine.engine, **fixtures))
-
-    return run
 
 
 def alive(pid: int) -> bool:

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from node.inference.decoder import PREFILL_ROWS_MAX, Decoder
-from node.inference.generation import Answering, RunnableModel
 from node.inference.loading import MappedModel
 from node.inference.memory import KeyValues
 from node.inference.sampling import Sampler
-from node.inference.spec import Chunk, Message, Parameters, Prompt
+from node.inference.spec import Chunk, Message, Parameters
 
 from . import tiny
+from .alone import answer
 
 PROMPT = [5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4
 
@@ -141,18 +141,6 @@ def test_the_end_token_ends_the_answer(directory: Path, reference: torch.nn.Modu
     assert last.usage is not None
     assert last.usage.completion_tokens == place + 1
     assert text == runnable.tokenizer.decode(theirs[:place])
-
-
-@torch.inference_mode()
-def answer(model: RunnableModel, prompt: Prompt, parameters: Parameters) -> Iterator[Chunk]:
-    """An answer alone."""
-    one = Answering(model, prompt, parameters)
-    one.begin(KeyValues(one.shape, one.tokens_max))
-    chunk = None
-    while chunk is None or chunk.finish_reason is None:
-        chunk = one.read() if one.is_reading else one.take(model.decoder.step(one.token, one.memory))
-        if chunk is not None:
-            yield chunk
 
 
 def text_of(chunks: Iterator[Chunk]) -> tuple[str, Chunk]:

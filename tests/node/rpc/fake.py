@@ -68,7 +68,7 @@ def model(model_id: str, minimum_tier: str, shard_count: int, version: str = "1"
 def registration(model_id: str, version: str = "1") -> RegisterModel:
     """The call that registers `model(model_id, "basic", 2, version)`."""
     info = model(model_id, "basic", 2, version)
-    names = (name for name in info.__struct_fields__ if name not in {"retired", "public"})
+    names = (name for name in info.__struct_fields__ if name not in {"retired", "public", "precision"})
     return RegisterModel(**{name: getattr(info, name) for name in names})
 
 

@@ -1,8 +1,10 @@
 """Every method: what it answers, who may ask, and how it refuses. Through the dispatcher, over the fake node."""
 
+import msgspec
 import pytest
 
 from contracts.calls import SetCoreModel
+from contracts.types import Address
 from node.rpc import jsonrpc, methods
 from node.rpc.caller import NOBODY, Caller
 
@@ -120,10 +122,21 @@ async def test_list_models():
         "metadata": "{}",
         "retired": False,
         "public": False,
+        "precision": None,
     }
     assert [model["public"] for model in listed["models"]] == [False, True, False]
     assert (await result(FakeNode(), "getModelInfo", {"model_id": "codegen-16b"}, NOBODY))["public"] is True
     assert listed["catalogue"][0]["registered"] is False
+
+
+async def test_what_a_node_has_loaded_is_told_to_those_it_knows():
+    node = FakeNode()
+    node._models["mistral-7b", "1"] = msgspec.structs.replace(node._models["mistral-7b", "1"], precision="int8")
+    stranger = Caller(Address(bytes(20)), False)
+    for caller, seen in ((NOBODY, None), (stranger, None), (Caller(BASIC.address, False), "int8")):
+        assert (await result(node, "listModels", caller=caller))["models"][0]["precision"] == seen
+        assert (await result(node, "getModelInfo", ["mistral-7b"], caller))["precision"] == seen
+    assert (await result(node, "getModelInfo", ["mistral-7b"]))["precision"] == "int8", "the operator"
 
 
 async def test_get_model_info_names_every_shard():

@@ -279,6 +279,34 @@ def test_the_disk_budget_counts_what_is_on_its_way_in_full(tmp_path: Path) -> No
     assert store.used_bytes() == len(DATA)
 
 
+def test_quantised_weights_count_and_go_with_their_model(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path, disk_budget_bytes=2 * len(DATA))
+    one, other = ManifestHash(bytes(32)), ManifestHash(bytes([1]) * 32)
+    room_bytes = store.room_bytes()
+    for manifest_hash, precision in ((one, "int8"), (one, "int4"), (other, "int8")):
+        Path(f"{store.quantised_stem(manifest_hash)}.{precision}").write_bytes(b"12345")
+    assert store.used_bytes() == store.statistics().quantised_bytes == 15
+    assert store.room_bytes() == room_bytes - 15
+    with pytest.raises(NoSpace, match="disk budget"):
+        store.require_room("a model", 2 * len(DATA) - 14, 0)
+    store.open_partial(ABSENT, len(DATA), HASHES).close()
+    full = ShardStore(tmp_path, disk_budget_bytes=len(DATA) + 14)
+    with pytest.raises(NoSpace, match="disk budget"):
+        full.open_partial(ABSENT, len(DATA), HASHES)
+    store.remove_quantised(one)
+    assert store.used_bytes() == 5
+    store.remove_quantised(one)
+
+
+def test_half_made_quantised_weights_are_swept(tmp_path: Path) -> None:
+    stem = ShardStore(tmp_path).quantised_stem(ManifestHash(bytes(32)))
+    whole, half = Path(f"{stem}.int8"), stem.with_name("ab" * 16)
+    for path in (whole, half):
+        path.write_bytes(b"12345")
+    ShardStore(tmp_path)
+    assert (whole.exists(), half.exists()) == (True, False)
+
+
 def test_the_disk_is_asked_before_the_first_byte(tmp_path: Path) -> None:
     store = ShardStore(tmp_path, reserve_bytes=1 << 62)
     with pytest.raises(NoSpace, match="kept free for the ledger"):
