@@ -173,7 +173,13 @@ class Mover:
     def finish(self) -> None:
         """The manifest is stored: whatever is left of the files can go, and the record has done its work."""
         self._delete(len(self._sources))
-        shutil.rmtree(self._root / JOURNAL, ignore_errors=True)
+        journal = self._root / JOURNAL
+        with contextlib.suppress(OSError):
+            # A crash may have left parts of a record. They go before it: alone they would look like a model's files.
+            for path in journal.iterdir():
+                if path.name != _RECORD:
+                    path.unlink()
+        shutil.rmtree(journal, ignore_errors=True)
 
 
 def delete_sources(model: ModelDirectory) -> None:
