@@ -98,12 +98,12 @@ def run_all(kind: str, seeds: range) -> None:
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        ("run_honest", 125),
-        ("run_reformed", 40),
-        ("run_with_liars", 20),
+        ("run_honest", 50),
+        ("run_reformed", 15),
+        ("run_with_liars", 10),
         ("run_reformed_with_liars", 5),
-        ("run_blackout", 8),
-        ("run_conspiracy", 4),
+        ("run_blackout", 4),
+        ("run_conspiracy", 2),
     ],
 )
 def test_no_two_final_blocks_and_nothing_lost(kind: str, count: int) -> None:

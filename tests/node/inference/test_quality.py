@@ -141,6 +141,7 @@ def test_int4_costs_five_percent_at_most(real: Real, stored: float) -> None:
     assert found <= INT4_MAX
 
 
+@pytest.mark.soak
 def test_int4_of_weights_that_were_never_quantised_in_these_groups(real: Real, stored: float) -> None:
     directory = in_another_order(real.directory, real.root / "other")
     spec = placed(tiny.cut(directory, real.root / "shards", SHARD_SIZE, "other@1"), real.root / "others")
@@ -151,6 +152,7 @@ def test_int4_of_weights_that_were_never_quantised_in_these_groups(real: Real, s
     assert found <= INT4_OTHER_GROUPS_MAX
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_it_still_knows_its_capitals(real: Real, precision: Precision) -> None:
     model = load(real.spec, precision)
