@@ -250,14 +250,14 @@ class RpcResponse(Response):
 
     async def _stream(self, send: Send) -> None:
         """Notifications as they come, and the response at the end."""
-        async with event_stream(send, self._app.limits.keep_alive_s) as write:
+        async with event_stream(send, self._app.limits.keep_alive_s) as stream:
 
             async def notify(method: str, params: dict[str, Any]) -> None:
-                await write(event(jsonrpc.notification(method, params)))
+                await stream.write(event(jsonrpc.notification(method, params)))
 
             body = await self._app.answer(self._incoming, self._caller, notify)
             assert body is not None, "only calls with an id are streamed"
-            await write(event(body))
+            await stream.write(event(body))
 
 
 def wants_stream(incoming: Call | Batch) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from starlette.requests import Request
@@ -26,7 +25,7 @@ from node.rpc.limits import RpcLimits
 from node.rpc.methods import find_active_model, find_model, require_tier
 from node.rpc.openai_values import BadField, ChatRequest, Form, TextRequest
 from node.rpc.port import Emit, NodePort
-from node.rpc.sse import Write, event, event_stream, until_gone
+from node.rpc.sse import event, event_stream, until_gone
 from node.rpc.turned import Turned
 from node.rpc.untrusted import NotJson, decode_json
 from node.rpc.values import ChatChunk, LoadState, ModelInfo
@@ -166,35 +165,34 @@ class Completing(Response):
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The status is sent with the first news: what is refused before has one that says so."""
-        async with AsyncExitStack() as stack:
-            write: Write | None = None
+        async with event_stream(send, self._door.limits.keep_alive_s) as stream:
+            before = self._form.begin()
 
-            async def begin() -> Write:
-                nonlocal write
-                if write is None:
-                    write = await stack.enter_async_context(event_stream(send, self._door.limits.keep_alive_s))
-                    await self._say(write, self._form.begin())
-                return write
+            async def say(content: dict[str, Any]) -> None:
+                nonlocal before
+                for said in (before, content):
+                    if said is not None:
+                        await stream.write(event(jsonrpc.encode(said)))
+                before = None
 
             async def emit(news: ChatChunk | LoadState) -> None:
                 if isinstance(news, ChatChunk):
-                    await self._say(await begin(), self._form.part(news.content))
+                    await say(self._form.part(news.content))
                 else:
-                    await (await begin())(_progress(news))
+                    await stream.write(_progress(news))
 
             try:
                 done = await self._ask(emit)
             except Refused as refusal:
-                if write is None:
-                    await refused(refusal)(scope, receive, send)
+                if stream.is_begun:
+                    await stream.write(event(jsonrpc.encode(problem(refusal)[1])))
                 else:
-                    await self._say(write, problem(refusal)[1])
+                    await refused(refusal)(scope, receive, send)
                 return
-            write = await begin()
-            await self._say(write, self._form.end(done.finish_reason))
+            await say(self._form.end(done.finish_reason))
             if self._asked.wants_usage:
-                await self._say(write, self._form.counted(done.usage))
-            await write(DONE)
+                await say(self._form.counted(done.usage))
+            await stream.write(DONE)
 
     async def _ask(self, emit: Emit | None) -> Completion:
         """Raises Refused."""
@@ -214,11 +212,6 @@ class Completing(Response):
             # A bug of ours: who asks is told that much, and the log has the rest.
             log.exception("an answer failed")
             raise Refused(jsonrpc.INTERNAL_ERROR_MESSAGE) from None
-
-    @staticmethod
-    async def _say(write: Write, content: dict[str, Any] | None) -> None:
-        if content is not None:
-            await write(event(jsonrpc.encode(content)))
 
 
 def _progress(state: LoadState) -> bytes:

@@ -12,31 +12,46 @@ from node.rpc.guard import Receive, Send
 HEADERS = {"content-type": "text/event-stream", "x-accel-buffering": "no"}
 KEEP_ALIVE_COMMENT = b": waiting\n\n"
 
-Write = Callable[[bytes], Awaitable[None]]
-"""Sends one event; waits while the client reads slowly."""
+
+class EventStream:
+    """Begins with its first event, whichever task writes it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._one_at_a_time = trio.Lock()
+        self._begun = trio.Event()
+
+    @property
+    def is_begun(self) -> bool:
+        return self._begun.is_set()
+
+    async def write(self, data: bytes) -> None:
+        """Send an event; waits while the client reads slowly."""
+        async with self._one_at_a_time:
+            if not self.is_begun:
+                headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+                self._begun.set()
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def keep_alive(self, interval_s: float) -> None:
+        """A comment whenever so much time went by; until cancelled."""
+        await self._begun.wait()
+        while True:
+            await trio.sleep(interval_s)
+            await self.write(KEEP_ALIVE_COMMENT)
 
 
 @asynccontextmanager
-async def event_stream(send: Send, keep_alive_s: float) -> AsyncIterator[Write]:
-    """A stream from its status to its end, with a comment whenever nothing was said for so long."""
-    headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    one_at_a_time = trio.Lock()
-
-    async def write(data: bytes) -> None:
-        async with one_at_a_time:
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def keep_alive() -> None:
-        while True:
-            await trio.sleep(keep_alive_s)
-            await write(KEEP_ALIVE_COMMENT)
-
+async def event_stream(send: Send, keep_alive_s: float) -> AsyncIterator[EventStream]:
+    """A stream that ends with the block; nothing is sent if nothing was written."""
+    stream = EventStream(send)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_alive)
-        yield write
+        nursery.start_soon(stream.keep_alive, keep_alive_s)
+        yield stream
         nursery.cancel_scope.cancel()
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    if stream.is_begun:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def event(data: bytes) -> bytes:

@@ -358,9 +358,10 @@ class FakeNode:
             raise BadInput("first\nsecond")
         state = await self.load_model(model_id, version, wait=True)
         words = said.split()[: parameters.max_tokens]
+        if emit is not None:
+            async with trio.open_nursery() as nursery:  # in a task of its own, as the service does
+                nursery.start_soon(emit, state)
         try:
-            if emit is not None:
-                await emit(state)
             self.chats_begun.set()
             for index, word in enumerate(words):
                 if self.words is not None:
