@@ -106,7 +106,7 @@ class AnswerMemory:
 
     def take(self, key: str, shape: Shape, tokens: Sequence[int], tokens_max: int) -> KeyValues | None:
         """Memory for a conversation that begins with `tokens` and may grow to `tokens_max`, with as many of them in it
-        as a kept one has. None when there is no room now."""
+        as a kept one has. None when there is no room now; NoSpace as `check`."""
         self.check(shape, tokens_max)
         size_bytes = shape.token_bytes * tokens_max
         if self.used_bytes + size_bytes > self.bytes_max:

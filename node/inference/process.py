@@ -56,6 +56,8 @@ QUEUE_MAX = 256
 NEWS_INTERVAL_S = 0.25
 """How often the node is told how far a load is."""
 
+NO_MEMORY = "the machine is out of memory for this answer; try a shorter one or later"
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -222,7 +224,17 @@ class EngineProcess:
         while self._waiting and len(self._running) < ANSWERS_MAX:
             first = self._waiting[0]
             answering = first.answering
-            memory = self._memory.take(first.key, answering.shape, answering.prompt, answering.tokens_max)
+            try:
+                memory = self._memory.take(first.key, answering.shape, answering.prompt, answering.tokens_max)
+            except Refused as error:  # it came when there was more room
+                self._waiting.popleft()
+                self._say(failed(first.number, error))
+                continue
+            except (MemoryError, RuntimeError) as error:
+                _require_out_of_memory(error)
+                self._waiting.popleft()
+                self._say(failed(first.number, Busy(NO_MEMORY)))
+                continue
             if memory is None:
                 return
             answering.begin(memory)
@@ -256,17 +268,21 @@ class EngineProcess:
             with torch.inference_mode():
                 chunks = work(*(one.answering for one in running))
         except (MemoryError, RuntimeError) as error:
-            # torch says RuntimeError when it cannot allocate; anything else it means is a bug, and crashes.
-            if isinstance(error, RuntimeError) and "alloc" not in str(error):
-                raise
+            _require_out_of_memory(error)
             for one in running:
-                self._end(one, Busy("the machine is out of memory for this answer; try a shorter one or later"))
+                self._end(one, Busy(NO_MEMORY))
             return
         for one, chunk in zip(running, chunks, strict=True):
             if chunk is not None:
                 self._say(Delta(one.number, chunk))
                 if chunk.finish_reason is not None:
                     self._end(one, None)
+
+
+def _require_out_of_memory(error: MemoryError | RuntimeError) -> None:
+    """torch says RuntimeError when it cannot allocate; anything else it means is a bug, and crashes."""
+    if isinstance(error, RuntimeError) and "alloc" not in str(error):
+        raise error
 
 
 def die_with_parent() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from node.agreement import StateMark
-from node.inference.spec import Completion
+from node.inference.spec import Completion, Usage
 from node.rpc.values import ChainInfo, ModelInfo, ShardInfo
 
 
@@ -72,10 +72,15 @@ def completion(model: ModelInfo, done: Completion) -> dict[str, Any]:
         "version": model.version,
         "message": {"role": "assistant", "content": done.text},
         "finish_reason": done.finish_reason,
-        "usage": {
-            "prompt_tokens": done.usage.prompt_tokens,
-            "completion_tokens": done.usage.completion_tokens,
-            "total_tokens": done.usage.total_tokens,
-            "prompt_tokens_details": {"cached_tokens": done.usage.cached_tokens},
-        },
+        "usage": usage(done.usage),
+    }
+
+
+def usage(used: Usage) -> dict[str, Any]:
+    """As OpenAI's API has it too."""
+    return {
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.total_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
     }

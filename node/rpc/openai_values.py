@@ -14,6 +14,7 @@ import msgspec
 from contracts.errors import BadInput
 from contracts.types import ModelId, Version
 from node.inference.spec import TOKENS_DEFAULT, FinishReason, Message, Parameters, Prompt, Usage, check_prompt
+from node.rpc.answers import usage
 from node.rpc.values import ModelInfo
 
 TEMPERATURE_DEFAULT = 1.0
@@ -189,15 +190,6 @@ def model_row(model: ModelInfo, is_newest: bool) -> dict[str, Any]:
     """`created` is left out: a model is older than its registration."""
     name = model.model_id if is_newest else model_name(model)
     return {"id": name, "object": "model", "owned_by": "aigen"}
-
-
-def usage(used: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": used.prompt_tokens,
-        "completion_tokens": used.completion_tokens,
-        "total_tokens": used.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
-    }
 
 
 class Form:

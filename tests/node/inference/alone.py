@@ -1,9 +1,10 @@
-"""An answer without an engine around it."""
+"""A model without an engine around it."""
 
 from collections.abc import Iterator
 
 import torch
 
+from node.inference.decoder import Decoder
 from node.inference.generation import Answering, RunnableModel
 from node.inference.memory import KeyValues
 from node.inference.spec import Chunk, Parameters, Prompt
@@ -19,3 +20,12 @@ def answer(model: RunnableModel, prompt: Prompt, parameters: Parameters) -> Iter
         chunk = one.read() if one.is_reading else one.take(model.decoder.step(one.token, one.memory))
         if chunk is not None:
             yield chunk
+
+
+def fed(decoder: Decoder, tokens: list[int], memory: KeyValues) -> torch.Tensor:
+    turns = decoder.prefill(tokens, memory)
+    while True:
+        try:
+            next(turns)
+        except StopIteration as end:
+            return end.value

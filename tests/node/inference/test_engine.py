@@ -228,6 +228,30 @@ async def test_a_load_waits_for_answers_that_have_its_room(spec: ModelSpec) -> N
         nursery.cancel_scope.cancel()
 
 
+async def test_an_answer_that_waits_and_no_longer_fits_is_refused_and_the_others_go_on(spec: ModelSpec) -> None:
+    """A load takes the room that it waits for."""
+    longest = Parameters(max_tokens=480, temperature=1.0, seed=1)
+    async with trio.open_nursery() as nursery:
+        engine = Engine(EngineSettings(2 * spec.total_size + 200 * TOKEN_BYTES, threads=1, load_wait_s=0.05))
+        await nursery.start(engine.run)
+        await engine.load(spec)
+        pid = engine.statistics().pid
+        async with (
+            engine.generate(spec.key, "hello", longest) as one,
+            engine.generate(spec.key, "hello", longest) as other,
+            engine.generate(spec.key, "hello", longest) as waiting,
+        ):
+            await anext(one)
+            await anext(other)
+            with pytest.raises(Busy, match="answers under way"):
+                await engine.load(renamed(spec, "b@1"))
+            with pytest.raises(NoSpace, match="ask for at most 200 tokens"):
+                await waiting.collect()
+            assert (await one.collect()).finish_reason == (await other.collect()).finish_reason == "length"
+        assert engine.statistics().pid == pid
+        nursery.cancel_scope.cancel()
+
+
 @at_home
 async def test_leaving_an_answer_frees_its_place(engine: Engine, spec: ModelSpec) -> None:
     await engine.load(spec)

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from node.inference.decoder import PREFILL_ROWS_MAX, Decoder
+from node.inference.decoder import PREFILL_ROWS_MAX
 from node.inference.loading import MappedModel
 from node.inference.memory import KeyValues
 from node.inference.sampling import Sampler
 from node.inference.spec import Chunk, Message, Parameters
 
 from . import tiny
-from .alone import answer
+from .alone import answer, fed
 
 PROMPT = [5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4
 
@@ -34,15 +34,6 @@ def loaded(directory: Path) -> MappedModel:
 @pytest.fixture(scope="module")
 def reference(directory: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(directory).eval()
-
-
-def fed(decoder: Decoder, tokens: list[int], memory: KeyValues) -> torch.Tensor:
-    turns = decoder.prefill(tokens, memory)
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            return end.value
 
 
 @torch.inference_mode()

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 from contracts.errors import BadInput, NoSpace
 from node.inference import quantising
-from node.inference.decoder import Decoder
 from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import KeyValues
 from node.inference.precision import QUANTISED, Precision
@@ -24,6 +23,7 @@ from node.inference.quantised import HEADER, HEADER_BYTES
 from node.inference.spec import ModelSpec
 
 from . import tiny
+from .alone import fed
 from .quantised import MANIFEST, SIZES, load, placed, prepare, rounded
 
 PROMPT = [5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4
@@ -42,15 +42,6 @@ def spec(tmp_path: Path) -> ModelSpec:
 def file_of(spec: ModelSpec, precision: str) -> Path:
     assert spec.quantised is not None
     return Path(f"{spec.quantised.stem}.{precision}")
-
-
-def fed(decoder: Decoder, tokens: list[int], memory: KeyValues) -> torch.Tensor:
-    turns = decoder.prefill(tokens, memory)
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            return end.value
 
 
 def reference(directory: Path, spec: ModelSpec, precision: str) -> torch.nn.Module:
