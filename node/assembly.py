@@ -43,6 +43,7 @@ from node.network.pace import Pace
 from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.network.wire import DataLimits
+from node.questions import Questions
 from node.registry import Registry
 from node.replay import Replay
 from node.replication import Replication, peer_sources
@@ -151,6 +152,7 @@ async def assemble(
     )
     nursery.start_soon(consensus.run)
 
+    loading = Loading(replication, engine, nursery)
     service = Service(
         config=config,
         node_id=identity.node_id,
@@ -160,7 +162,8 @@ async def assemble(
         store=store,
         replication=replication,
         engine=engine,
-        loading=Loading(replication, engine, nursery),
+        loading=loading,
+        questions=Questions(replay, replication, loading, engine),
         wallet=wallet,
         control=control.statistics,
         consensus=consensus,

@@ -6,17 +6,15 @@ Knows no HTTP and no JSON; what may be asked by whom is `node.rpc`'s.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version as package_version
 
 import msgspec
 import trio
 
-from contracts.calls import CheckTier
-from contracts.errors import Busy, NotFound, Refused
-from contracts.events import TierChecked
+from contracts.errors import NotFound
 from contracts.types import Address, ModelId, NodeId, TransactionHash, Version
 from ledger.consensus import Consensus
 from ledger.ledger import Ledger
@@ -29,22 +27,17 @@ from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Parameters, Prompt
-from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
+from node.loading import Loading
 from node.network.control import ControlStatistics
+from node.questions import Questions
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
 from node.rpc import values
 from node.rpc.port import Emit
-from node.rpc.values import ChatChunk, HealthStatus, LoadState, StartStep, StepState
+from node.rpc.values import HealthStatus, LoadState, StartStep, StepState
 from node.state import State
 from node.storage.store import ShardStore
-
-CHECK_TIMEOUT_S = 30.0
-"""How long a tier check may take to become final before its asker is told to come again."""
-
-LOADS_MAX = 3
-"""Loads for one question, when what was loaded is evicted again before the answer begins."""
 
 STEP_NAMES = (
     "replay the ledger",
@@ -101,6 +94,7 @@ class Service:
     replication: Replication
     engine: Engine
     loading: Loading
+    questions: Questions
     wallet: Wallet
     control: Callable[[], ControlStatistics]
     consensus: Consensus
@@ -109,7 +103,6 @@ class Service:
     started_at: int = field(default_factory=lambda: int(time.time()))
     _proving: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
     """A search for an event may read the whole ledger: one at a time."""
-    _checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = field(default_factory=dict)
 
     @property
     def _state(self) -> State:
@@ -259,55 +252,7 @@ class Service:
         return await self.ledger.submit(raw)
 
     async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> values.TierCheck:
-        """Many may ask at once for one account and model: the first makes the transaction, the others read it."""
-        async with self._alone((account, model_id, version)):
-            check = self._state.tiers.standing_check(account, model_id, version, time.time())
-            if check is not None:
-                return values.TierCheck(
-                    account,
-                    model_id,
-                    version,
-                    check.held or None,
-                    check.required,
-                    check.granted,
-                    check.until,
-                    check.transaction_hash,
-                )
-            return await self._check_on_ledger(account, model_id, version)
-
-    async def _check_on_ledger(self, account: Address, model_id: ModelId, version: Version) -> values.TierCheck:
-        with trio.move_on_after(CHECK_TIMEOUT_S) as scope:
-            receipt = await self.replication.send(CheckTier(account, model_id, version))
-            await self.replay.wait_change(receipt.block_number - 1)
-        if scope.cancelled_caught:
-            raise Busy(
-                f"the tier check of 0x{account.hex()} for {model_id} is in no block after {CHECK_TIMEOUT_S:.0f} s: "
-                "ask again; is the authority's node running and reachable?"
-            )
-        event = next(event for event in receipt.transaction.events if isinstance(event, TierChecked))
-        return values.TierCheck(
-            account,
-            model_id,
-            version,
-            event.held or None,
-            event.required,
-            event.granted,
-            event.until,
-            TransactionHash(receipt.transaction.hash),
-        )
-
-    @asynccontextmanager
-    async def _alone(self, key: tuple[Address, ModelId, Version]) -> AsyncIterator[None]:
-        """One task at a time for each check; a lock is forgotten with its last user."""
-        lock, users = self._checking.get(key, (trio.Lock(), 0))
-        self._checking[key] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            users = self._checking.pop(key)[1] - 1
-            if users:
-                self._checking[key] = (lock, users)
+        return await self.questions.check_tier(account, model_id, version)
 
     async def load_model(self, model_id: ModelId, version: Version, wait: bool) -> LoadState:
         model = self._state.registry.models[model_id, version]
@@ -358,40 +303,4 @@ class Service:
         emit: Emit | None,
     ) -> Completion:
         model = self._state.registry.models[model_id, version]
-        for _ in range(LOADS_MAX):
-            if self.loading.is_loaded(model):
-                break
-            await self._load_with_progress(model, emit)
-        # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
-        if emit is None:
-            return await self.engine.complete(engine_key(model), prompt, parameters)
-        async with self.engine.generate(engine_key(model), prompt, parameters) as answer:
-            texts = []
-            async for chunk in answer:
-                texts.append(chunk.text)
-                if chunk.text:
-                    await emit(ChatChunk(chunk.text))
-            assert chunk.finish_reason is not None
-            assert chunk.usage is not None
-        return Completion("".join(texts), chunk.finish_reason, chunk.usage)
-
-    async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:
-        """Wait for a load, telling the asker how far it is. Raises why it failed."""
-        if emit is None:
-            await self.loading.wait(model)
-            return
-        failure: Refused | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_progress, model, emit)
-            try:
-                await self.loading.wait(model)
-            except Refused as error:  # a nursery would wrap it in a group, which the RPC does not know
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-
-    async def _tell_progress(self, model: Model, emit: Emit) -> None:
-        while True:
-            await emit(self.loading.state(model))
-            await trio.sleep(PROGRESS_INTERVAL_S)
+        return await self.questions.answer(account, model, prompt, parameters, emit)

@@ -38,6 +38,7 @@ from node.network.fetching.statistics import FetcherStatistics
 from node.network.sources import PeerSource, Source
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
+from node.questions import Questions
 from node.registry import Model
 from node.replication import Replication
 from node.service import Service, Steps
@@ -333,6 +334,7 @@ def service(
     control: FakeControl | None = None,
 ) -> Service:
     """The real service over the fakes."""
+    loading = Loading(around.replication, engine, nursery)  # type: ignore[arg-type]
     return Service(
         config=config or Config(),
         node_id=OURS,
@@ -342,7 +344,8 @@ def service(
         store=around.store,
         replication=around.replication,
         engine=engine,  # type: ignore[arg-type]
-        loading=Loading(around.replication, engine, nursery),  # type: ignore[arg-type]
+        loading=loading,
+        questions=Questions(around.replay, around.replication, loading, engine),  # type: ignore[arg-type]
         wallet=around.wallet,  # type: ignore[arg-type]
         control=(control or FakeControl()).statistics,
         consensus=FakeConsensus(),  # type: ignore[arg-type]

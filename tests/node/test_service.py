@@ -17,8 +17,9 @@ from contracts.errors import Busy, NoSpace
 from contracts.types import Address, ModelId, Version
 from node.config import Config, NodeSettings
 from node.inference.spec import Message, Parameters
+from node.questions import CHECK_TIMEOUT_S
 from node.rpc.values import ChatChunk, LoadState
-from node.service import CHECK_TIMEOUT_S, STEP_NAMES, Service, Steps
+from node.service import STEP_NAMES, Service, Steps
 from tests.node.fakes import OPERATOR, FakeControl, FakeEngine, Surroundings, service, surroundings
 
 ALICE = Address(b"\xaa" * 20)
@@ -132,7 +133,7 @@ async def test_many_checks_at_once_are_one_transaction(
     assert len(wallet.sent) == 1
     assert len(set(found)) == 1
     assert found[0].granted
-    assert node._checking == {}
+    assert node.questions._checking == {}
 
 
 async def test_a_check_that_no_authority_seals_ends_with_a_reason(
@@ -141,7 +142,7 @@ async def test_a_check_that_no_authority_seals_ends_with_a_reason(
     around.replication.wallet = CheckingWallet(around, CHECK_TIMEOUT_S * 2)  # type: ignore[assignment]
     with pytest.raises(Busy, match="no block after 30 s"):
         await node.check_tier(ALICE, M, V1)
-    assert node._checking == {}
+    assert node.questions._checking == {}
 
 
 # Answers
