@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from contracts.errors import BadInput
-from node.inference.decoder import Decoder, Part, positions_of, tokens_of
+from node.inference.decoder import Decoder, Part, View, positions_of, tokens_of
 from node.inference.memory import KeyValues, Shape
 from node.inference.products import Product
 from node.inference.weights import BuiltModel
@@ -85,22 +85,22 @@ class CodeGenDecoder(Decoder):
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
         turns = self._turns[memory.length, None]
         hidden = self._embedding.row(token)
-        past = zip(*self._past(memory), strict=True)
-        for index, (layer, (past_keys, past_values)) in enumerate(zip(self._layers, past, strict=True)):
+        views = [View(memory, 1, self.shape.window)]
+        for index, layer in enumerate(self._layers):
             vector = layer.norm(hidden)
             query, keys, values = self._heads(layer.projection.row(vector).float()[None], turns)
-            memory.put(index, keys, values)
-            attended = layer.output.row(self._attend_row(query, past_keys, past_values))
+            attended = layer.output.row(self._attend(query, keys, values, index, views)[0])
             hidden = hidden + attended + layer.outer.row(layer.activation(layer.inner.row(vector)))
         return hidden
 
     def _rows(self, parts: Sequence[Part]) -> Generator[None, None, torch.Tensor]:
         turns = self._turns[positions_of(parts)]
+        views = [self._view(part) for part in parts]
         hidden = self._embedding.rows(tokens_of(parts))
         for index, layer in enumerate(self._layers):
             matrix = layer.norm(hidden)
             query, keys, values = self._heads(layer.projection.rows(matrix), turns)
-            attended = layer.output.rows(self._attend(query, keys, values, index, parts))
+            attended = layer.output.rows(self._attend(query, keys, values, index, views))
             hidden = hidden + attended + layer.outer.rows(layer.activation(layer.inner.rows(matrix)))
             yield
         return hidden

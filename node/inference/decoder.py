@@ -34,6 +34,21 @@ class Part:
     memory: KeyValues
 
 
+class View:
+    """What each layer writes to a conversation's memory for its next tokens, and what they look at, their own too."""
+
+    def __init__(self, memory: KeyValues, count: int, window: int) -> None:
+        begin, end = memory.length, memory.length + count
+        start = max(0, end - window) if window and count == 1 else 0
+        self.begin = begin
+        self.count = count
+        # All layers at once: an operation for each layer and conversation would take as long as attention does.
+        self.new_keys = memory.keys[:, :, begin:end].unbind()
+        self.new_values = memory.values[:, :, begin:end].unbind()
+        self.keys = memory.keys[:, None, :, start:end].unbind()
+        self.values = memory.values[:, None, :, start:end].unbind()
+
+
 class Decoder(ABC):
     """A model that is fed tokens and says the logits of the next one. One thread uses it."""
 
@@ -83,46 +98,42 @@ class Decoder(ABC):
     def _logits_rows(self, hidden: torch.Tensor) -> torch.Tensor:
         """The same for many."""
 
+    def _view(self, part: Part) -> View:
+        return View(part.memory, len(part.tokens), self.shape.window)
+
     def _attend(
-        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: int, parts: Sequence[Part]
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, layer: int, views: Sequence[View]
     ) -> torch.Tensor:
         """Put keys and values (rows, heads, head_size) in place, and attend to all of each conversation; a row each."""
-        attended, begin = [], 0
-        for part in parts:
-            memory, end = part.memory, begin + len(part.tokens)
-            memory.put(layer, keys[begin:end], values[begin:end])
-            mine = query[begin:end]
-            if len(mine) == 1:
-                keys_here, values_here = self._past(memory)
-                attended.append(self._attend_row(mine, keys_here[layer], values_here[layer])[None])
-            else:
-                attended.append(self._attend_rows(mine.transpose(0, 1)[None], layer, memory))
-            begin = end
-        return attended[0] if len(attended) == 1 else torch.cat(attended)
+        counts = [view.count for view in views]
+        attended = []
+        for view, *mine in zip(views, *(torch.split(one, counts) for one in (query, keys, values)), strict=True):
+            view.new_keys[layer].copy_(mine[1].transpose(0, 1))
+            view.new_values[layer].copy_(mine[2].transpose(0, 1))
+            attend = self._attend_row if view.count == 1 else self._attend_rows
+            attended.append(attend(mine[0], layer, view).view(view.count, -1))
+        return torch.cat(attended)
 
-    def _past(self, memory: KeyValues) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (layers, 1, key_value_heads, tokens, head_size) that the next token looks at, its own too."""
-        end = memory.length + 1
-        start = max(0, end - self.shape.window) if self.shape.window else 0
-        return memory.keys[:, None, :, start:end], memory.values[:, None, :, start:end]
-
-    def _attend_row(self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Attention of one token (heads, head_size) to what a layer has of its past; a flat vector."""
+    def _attend_row(self, query: torch.Tensor, layer: int, view: View) -> torch.Tensor:
+        """Attention of one token's heads, whose key and value are in place; a flat vector."""
         query = query.view(1, self.shape.heads, 1, self.shape.head_size)
-        return functional.scaled_dot_product_attention(query, keys, values, scale=self._scale, enable_gqa=True).view(-1)
+        return functional.scaled_dot_product_attention(
+            query, view.keys[layer], view.values[layer], scale=self._scale, enable_gqa=True
+        ).view(-1)
 
-    def _attend_rows(self, query: torch.Tensor, layer: int, memory: KeyValues) -> torch.Tensor:
-        """Attention of many tokens (1, heads, rows, head_size); a matrix of one row each."""
-        rows = query.shape[2]
-        end = memory.length + rows
-        keys = memory.keys[layer, None, :, :end]
-        values = memory.values[layer, None, :, :end]
-        plain = memory.length == 0 and not 0 < self.shape.window < end
-        mask = None if plain else self._mask(memory.length, rows)
+    def _attend_rows(self, query: torch.Tensor, layer: int, view: View) -> torch.Tensor:
+        """The same of many tokens (rows, heads, head_size)."""
+        plain = view.begin == 0 and not 0 < self.shape.window < view.count
         result = functional.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=plain, scale=self._scale, enable_gqa=True
+            query.transpose(0, 1)[None],
+            view.keys[layer],
+            view.values[layer],
+            attn_mask=None if plain else self._mask(view.begin, view.count),
+            is_causal=plain,
+            scale=self._scale,
+            enable_gqa=True,
         )
-        return result.transpose(1, 2).reshape(rows, -1)
+        return result.transpose(1, 2).reshape(view.count, -1)
 
     def _mask(self, before: int, rows: int) -> torch.Tensor:
         """Which tokens each row may look at: those before it and itself, no further back than the window."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from node.inference.decoder import Decoder, Part, positions_of, tokens_of
+from node.inference.decoder import Decoder, Part, View, positions_of, tokens_of
 from node.inference.matrices import Matrices
 from node.inference.memory import KeyValues, Shape
 from node.inference.products import Fan, Product
@@ -98,16 +98,16 @@ class LlamaDecoder(Decoder):
         query_place, key_place = straight[:heads], straight[heads:]
         first, again = turning[:, :half], turning[:, shape.head_size :]
         hidden = self._embedding.row(token)
-        places = zip(memory.keys[:, :, position], memory.values[:, :, position], *self._past(memory), strict=True)
-        for layer, (key_here, value_here, keys, values) in zip(self._layers, places, strict=True):
+        view = View(memory, 1, shape.window)
+        for index, layer in enumerate(self._layers):
             query, key, value = layer.projection.row_of_narrow(layer.attention_norm.row(hidden))
             query_place.copy_(query.view(heads, -1))
             key_place.copy_(key.view(shape.key_value_heads, -1))
             again.copy_(first)
             turned = torch.addcmul(straight * cosine, swapped, sine)
-            key_here.copy_(turned[heads:])
-            value_here.copy_(value.view(shape.key_value_heads, -1))
-            hidden += layer.output.row(self._attend_row(turned[:heads], keys, values))
+            view.new_keys[index].copy_(turned[heads:, None])
+            view.new_values[index].copy_(value.view(shape.key_value_heads, 1, -1))
+            hidden += layer.output.row(self._attend_row(turned[:heads], index, view))
             gate, up = layer.gate_up.row_of_narrow(layer.mlp_norm.row(hidden))
             hidden += layer.down.row_of_narrow(layer.activation(gate) * up)
         return hidden
@@ -124,12 +124,13 @@ class LlamaDecoder(Decoder):
         size = self.shape.head_size
         cosine, sine = (part[:, None] for part in self._angles(positions_of(parts).float()))
         hidden = self._embedding.rows(tokens_of(parts))
+        views = [self._view(part) for part in parts]
         rows = len(hidden)
         for index, layer in enumerate(self._layers):
             results = layer.projection.rows(layer.attention_norm.rows(hidden))
             query, keys, values = (result.reshape(rows, -1, size) for result in results)
             query, keys = self._turned(query, cosine, sine), self._turned(keys, cosine, sine)
-            hidden += layer.output.rows(self._attend(query, keys, values, index, parts))
+            hidden += layer.output.rows(self._attend(query, keys, values, index, views))
             gate, up = layer.gate_up.rows(layer.mlp_norm.rows(hidden))
             hidden += layer.down.rows(layer.activation(gate) * up)
             yield

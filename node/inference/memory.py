@@ -56,13 +56,6 @@ class KeyValues:
         """What is written."""
         return self.size_bytes * self.length // self.capacity
 
-    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write the keys and values of the next tokens (tokens, key_value_heads, head_size); `length` is the caller's
-        to move on."""
-        end = self.length + len(keys)
-        self.keys[layer, :, self.length : end] = keys.transpose(0, 1)
-        self.values[layer, :, self.length : end] = values.transpose(0, 1)
-
     def begin_as(self, other: KeyValues, tokens: int) -> None:
         """Take over the first tokens of another conversation."""
         assert self.length == 0

@@ -19,8 +19,8 @@ def memory_of(tokens: int) -> AnswerMemory:
 def fed(memory: KeyValues, tokens: list[int]) -> list[int]:
     """As if a decoder had been fed; each token leaves its own number."""
     for token in tokens[memory.length :]:
-        for layer in range(SHAPE.layers):
-            memory.put(layer, torch.full((1, 2, 8), float(token)), torch.full((1, 2, 8), -float(token)))
+        memory.keys[:, :, memory.length] = float(token)
+        memory.values[:, :, memory.length] = -float(token)
         memory.length += 1
     return tokens
 
