@@ -39,6 +39,8 @@ def get(receipt_id: str, rpc_url: str, token: str | None, as_json: bool) -> None
     answer = common.client(rpc_url, token).call("getReceipt", receipt_id=receipt_id)
     try:
         found = receipts.decode(msgspec.json.encode(answer))
+        if found.receipt_id != receipt_id:
+            raise BadInput(f"it is {found.receipt_id}, {receipt_id} was asked for")
     except BadInput as error:
         raise BadPeer(f"{rpc_url} answered with a receipt that does not hold: {error}") from error
     if as_json:
@@ -76,7 +78,11 @@ def check(
     """
     from node import receipts
 
-    found = receipts.decode(_read(file, receipts.RECEIPT_BYTES_MAX))
+    data = _read(file, receipts.RECEIPT_BYTES_MAX)
+    try:
+        found = receipts.decode(data)
+    except BadInput as error:
+        raise BadInput(f"{file}: {error}") from error
     if node_id not in {None, found.node_id}:
         raise BadInput(f"node {found.node_id} signed the receipt, not {node_id}: it is of another node's answer")
     if prompt is not None:
@@ -228,7 +234,7 @@ def _object(found: Receipt) -> dict[str, Any]:
 
 
 def _lines(found: Receipt, prompt: Path | None = None, answer: Path | None = None) -> list[tuple[str, object]]:
-    parameters = ", ".join(f"{name} {value}" for name, value in found.parameters.items())
+    parameters = ", ".join(f"{name} {value}" for name, value in sorted(found.parameters.items()))
     return [
         ("receipt", found.receipt_id),
         ("signed by", f"node {found.node_id}"),

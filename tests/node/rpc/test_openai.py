@@ -117,6 +117,7 @@ async def test_the_client_for_javascript() -> None:
         "whole": ["one two", "stop", 5],
         "parts": ["", "one", " two", " three", None],
         "usage": 6,
+        "receipt": [True, True],
         "helped": "one two three",
         "text": "four five",
         "refusals": [
