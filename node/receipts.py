@@ -1,9 +1,9 @@
 """Receipts: what a node signs about an answer it gave, how anyone checks that, and the newest ones kept by their id.
 
-A receipt says which node answered whom with which model, by what tier check, and has the hashes of prompt and answer,
-so that who has the texts can show that they are the ones, and who has not learns nothing of them. The node's Ed25519
-key signs it; the node_id in it is that key's peer id, so the receipt alone is enough to check the signature. It shows
-who said so, not that it is true.
+A receipt says which node answered whom with which model, by what tier check, and has the hashes of prompt and answer:
+who has the texts can show that they are the ones, who has not can only guess them. The node's Ed25519 key signs it; the
+node_id in it is that key's peer id, so the receipt alone is enough to check the signature. It shows who said so, not
+that it is true.
 
 **Canonical JSON** is what Python's `json` writes with keys in ascending order, no spaces and no escapes but those JSON
 needs, in UTF-8. Signed is DOMAIN, a zero byte and the canonical JSON of all members but `signature`. `prompt_hash` is
@@ -37,10 +37,10 @@ ID_HEADER = "x-aigen-receipt-id"
 """Of HTTP. The id is that of the answer too, after `chatcmpl-` or `cmpl-`."""
 
 KEPT_MAX = 10_000
-"""Receipts a node keeps, the newest; some 20 MB."""
+"""Receipts a node keeps, the newest; some 14 MB."""
 
 RECEIPT_BYTES_MAX = 16 << 10
-"""In either form. A usual one has 1.1 kB, 1.5 kB in a header."""
+"""In either form. A usual one has 1.0 kB, 1.4 kB in a header."""
 
 TEXT_CHARACTERS_MAX = 256
 PARAMETERS_MAX = 64
