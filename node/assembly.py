@@ -44,6 +44,7 @@ from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.network.wire import DataLimits
 from node.questions import Questions
+from node.receipts import Receipts
 from node.registry import Registry
 from node.replay import Replay
 from node.replication import Replication, peer_sources
@@ -153,6 +154,7 @@ async def assemble(
     nursery.start_soon(consensus.run)
 
     loading = Loading(replication, engine, nursery)
+    receipts = Receipts(identity, ledger.chain_id, ledger.genesis_hash) if config.inference.receipts else None
     service = Service(
         config=config,
         node_id=identity.node_id,
@@ -163,7 +165,8 @@ async def assemble(
         replication=replication,
         engine=engine,
         loading=loading,
-        questions=Questions(replay, replication, loading, engine),
+        questions=Questions(replay, replication, loading, engine, ledger, receipts),
+        receipts=receipts,
         wallet=wallet,
         control=control.statistics,
         consensus=consensus,

@@ -1,4 +1,4 @@
-"""A question and its answer: may the account ask, is the model loaded, what does the engine say.
+"""A question and its answer: may the account ask, is the model loaded, what does the engine say; and its receipt.
 
 Tiers are decided on the ledger, once for many questions of an account to a model. Knows no HTTP and no JSON.
 """
@@ -15,14 +15,16 @@ from contracts.calls import CheckTier
 from contracts.errors import Busy, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, TransactionHash, Version
+from ledger.ledger import Ledger
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Parameters, Prompt
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
+from node.receipts import Receipts
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
 from node.rpc.port import Emit
-from node.rpc.values import ChatChunk, TierCheck
+from node.rpc.values import Answered, ChatChunk, TierCheck
 
 CHECK_TIMEOUT_S = 30.0
 """How long a tier check may take to become final before its asker is told to come again."""
@@ -34,11 +36,22 @@ LOADS_MAX = 3
 class Questions:
     """Of all accounts to this node."""
 
-    def __init__(self, replay: Replay, replication: Replication, loading: Loading, engine: Engine) -> None:
+    def __init__(
+        self,
+        replay: Replay,
+        replication: Replication,
+        loading: Loading,
+        engine: Engine,
+        ledger: Ledger,
+        receipts: Receipts | None,
+    ) -> None:
+        """Without `receipts`, answers carry none."""
         self._replay = replay
         self._replication = replication
         self._loading = loading
         self._engine = engine
+        self._ledger = ledger
+        self._receipts = receipts
         self._checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = {}
 
     async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> TierCheck:
@@ -55,6 +68,7 @@ class Questions:
                     check.granted,
                     check.until,
                     check.transaction_hash,
+                    self._block_of(check.transaction_hash),
                 )
             return await self._check_on_ledger(account, model_id, version)
 
@@ -77,7 +91,14 @@ class Questions:
             event.granted,
             event.until,
             TransactionHash(receipt.transaction.hash),
+            receipt.block_number,
         )
+
+    def _block_of(self, transaction_hash: TransactionHash) -> int:
+        """Of a transaction whose events were folded: it is in a final block."""
+        found = self._ledger.receipt(transaction_hash)
+        assert found is not None
+        return found.block_number
 
     @asynccontextmanager
     async def _alone(self, key: tuple[Address, ModelId, Version]) -> AsyncIterator[None]:
@@ -93,14 +114,41 @@ class Questions:
                 self._checking[key] = (lock, users)
 
     async def answer(
-        self, account: Address, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None
-    ) -> Completion:
+        self,
+        check: TierCheck,
+        model: Model,
+        prompt: Prompt,
+        parameters: Parameters,
+        emit: Emit | None,
+        receipt_id: str,
+    ) -> Answered:
         """As `NodePort.chat`."""
+        assert check.granted
         for _ in range(LOADS_MAX):
             if self._loading.is_loaded(model):
                 break
             await self._load_with_progress(model, emit)
         # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
+        precision = self._loading.precision(model)
+        done = await self._complete(model, prompt, parameters, emit)
+        if self._receipts is None:
+            return Answered(done, None)
+        assert precision is not None
+        receipt = self._receipts.write(
+            receipt_id,
+            account=check.account,
+            model_id=model.model_id,
+            version=model.version,
+            manifest_hash=model.manifest_hash,
+            precision=precision,
+            check=(check.transaction_hash, check.block_number),
+            prompt=prompt,
+            parameters=parameters,
+            done=done,
+        )
+        return Answered(done, receipt)
+
+    async def _complete(self, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None) -> Completion:
         if emit is None:
             return await self._engine.complete(engine_key(model), prompt, parameters)
         async with self._engine.generate(engine_key(model), prompt, parameters) as answer:

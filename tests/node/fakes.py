@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -35,10 +35,12 @@ from node.leases import Leases
 from node.loading import Loading
 from node.network.control import ControlStatistics, PeerStatus
 from node.network.fetching.statistics import FetcherStatistics
+from node.network.identity import NodeIdentity
 from node.network.sources import PeerSource, Source
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.questions import Questions
+from node.receipts import Receipts
 from node.registry import Model
 from node.replication import Replication
 from node.service import Service, Steps
@@ -52,6 +54,8 @@ OURS = NodeId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 THEIRS = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
 OPERATOR = Address(b"\x11" * 20)
 LEASE_S = 3_600
+CHAIN_ID = 41_000
+GENESIS_HASH = b"\x0e" * 32
 DATA_ENDPOINT = "aigen+tls://127.0.0.1:9946"
 
 
@@ -255,6 +259,10 @@ class FakeEngine:
         """It goes, as another model's load may have it go."""
         del self._models[key]
 
+    def load_in(self, key: str, precision: str) -> None:
+        """What is loaded is so in another precision from now on."""
+        self._models[key] = msgspec.structs.replace(self._models[key], precision=precision)
+
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(self._models.values())
 
@@ -269,7 +277,8 @@ class FakeEngine:
                 yield Chunk(message.content)
             yield Chunk("", "stop", Usage(1, 1))
 
-        yield answer()
+        async with aclosing(answer()) as chunks:
+            yield chunks
 
     async def complete(self, key: str, prompt: Prompt, parameters: Parameters) -> Completion:
         async with self.generate(key, prompt, parameters) as answer:
@@ -282,11 +291,16 @@ class FakeLedger:
     def __init__(self, replay: FakeReplay) -> None:
         self._replay = replay
         self.enrolled = True
+        self.blocks: dict[TransactionHash, int] = {}
+        """Where transactions are."""
         self.config = SimpleNamespace(network=SimpleNamespace(name="test"))
 
     @property
     def head(self) -> Any:
         return SimpleNamespace(number=self._replay.number)
+
+    def receipt(self, transaction_hash: TransactionHash) -> Any:
+        return SimpleNamespace(block_number=self.blocks.get(transaction_hash, self._replay.number))
 
     async def wait_head(self, after: int) -> Any:
         await self._replay.wait_change(after)
@@ -335,17 +349,21 @@ def service(
 ) -> Service:
     """The real service over the fakes."""
     loading = Loading(around.replication, engine, nursery)  # type: ignore[arg-type]
+    ledger: Any = FakeLedger(around.replay)
+    config = config or Config()
+    receipts = Receipts(NodeIdentity.generate(), CHAIN_ID, GENESIS_HASH) if config.inference.receipts else None
     return Service(
-        config=config or Config(),
+        config=config,
         node_id=OURS,
         endpoints=(DATA_ENDPOINT,),
-        ledger=FakeLedger(around.replay),  # type: ignore[arg-type]
+        ledger=ledger,
         replay=around.replay,  # type: ignore[arg-type]
         store=around.store,
         replication=around.replication,
         engine=engine,  # type: ignore[arg-type]
         loading=loading,
-        questions=Questions(around.replay, around.replication, loading, engine),  # type: ignore[arg-type]
+        questions=Questions(around.replay, around.replication, loading, engine, ledger, receipts),  # type: ignore[arg-type]
+        receipts=receipts,
         wallet=around.wallet,  # type: ignore[arg-type]
         control=(control or FakeControl()).statistics,
         consensus=FakeConsensus(),  # type: ignore[arg-type]

@@ -14,11 +14,13 @@ import trio.testing
 from contracts import events
 from contracts.calls import Call
 from contracts.errors import Busy, NoSpace
-from contracts.types import Address, ModelId, Version
-from node.config import Config, NodeSettings
-from node.inference.spec import Message, Parameters
+from contracts.types import Address, ModelId, TransactionHash, Version
+from node import receipts
+from node.config import Config, InferenceSettings, NodeSettings
+from node.inference.spec import Message, Parameters, Prompt
 from node.questions import CHECK_TIMEOUT_S
-from node.rpc.values import ChatChunk, LoadState
+from node.rpc.port import Emit
+from node.rpc.values import Answered, ChatChunk, LoadState, TierCheck
 from node.service import STEP_NAMES, Service, Steps
 from tests.node.fakes import OPERATOR, FakeControl, FakeEngine, Surroundings, service, surroundings
 
@@ -145,7 +147,32 @@ async def test_a_check_that_no_authority_seals_ends_with_a_reason(
     assert node.questions._checking == {}
 
 
+async def test_a_check_says_in_which_block_it_is_made_or_standing(around: Surroundings, node: Service) -> None:
+    transaction_hash = TransactionHash(bytes(32))
+    event = events.TierChecked(ALICE, "m", "1", "basic", "basic", True, 1 << 40, OPERATOR)
+    ledger: Any = node.ledger
+    ledger.blocks[transaction_hash] = 42
+    around.replay.add(event)
+    standing = await node.check_tier(ALICE, M, V1)
+    assert (standing.transaction_hash, standing.block_number) == (transaction_hash, 42)
+
+
+async def test_a_check_that_is_made_says_its_block(
+    around: Surroundings, node: Service, autojump_clock: trio.testing.MockClock
+) -> None:
+    around.replication.wallet = CheckingWallet(around, 0)  # type: ignore[assignment]
+    made = await node.check_tier(ALICE, M, V1)
+    assert made.block_number == around.replay.number
+
+
 # Answers
+
+CHECK = TierCheck(ALICE, M, V1, "basic", "basic", True, 1 << 40, TransactionHash(b"\x0c" * 32), 12)
+ID = "ab" * 16
+
+
+async def ask(node: Service, emit: Emit | None = None, prompt: Prompt = QUESTION) -> Answered:
+    return await node.chat(CHECK, prompt=prompt, parameters=Parameters(seed=1), emit=emit, receipt_id=ID)
 
 
 async def test_a_question_loads_the_model_first_and_tells_how_far_it_is(node: Service) -> None:
@@ -154,8 +181,8 @@ async def test_a_question_loads_the_model_first_and_tells_how_far_it_is(node: Se
     async def emit(piece: ChatChunk | LoadState) -> None:
         said.append(piece)
 
-    done = await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=emit)
-    assert done.text == "hello"
+    done = await ask(node, emit)
+    assert done.completion.text == "hello"
     assert isinstance(said[0], LoadState)
     assert said[-1] == ChatChunk("hello")
 
@@ -167,7 +194,7 @@ async def test_a_load_that_fails_is_the_answer(node: Service, engine: FakeEngine
 
     engine.failures = [NoSpace("needs 26 GB")]
     with pytest.raises(NoSpace, match="needs 26 GB"):  # and not a group with it inside
-        await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=emit if streamed else None)
+        await ask(node, emit if streamed else None)
 
 
 async def test_a_model_evicted_before_the_answer_is_loaded_again(
@@ -184,6 +211,66 @@ async def test_a_model_evicted_before_the_answer_is_loaded_again(
         return state
 
     monkeypatch.setattr(node.loading, "wait", wait_and_lose)
-    done = await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=None)
-    assert done.text == "hello"
+    done = await ask(node)
+    assert done.completion.text == "hello"
     assert len(engine.specs) == 2
+
+
+# Receipts
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_an_answer_has_a_receipt_of_what_it_was(around: Surroundings, node: Service, streamed: bool) -> None:
+    async def emit(piece: ChatChunk | LoadState) -> None:
+        assert node.answer_receipt(ID) is None
+        await trio.lowlevel.checkpoint()
+
+    answered = await ask(node, emit if streamed else None)
+    receipt = answered.receipt
+    assert receipt is not None
+    receipt.check()
+    assert node.answer_receipt(ID) == receipt
+    assert (receipt.receipt_id, receipt.model_id, receipt.version, receipt.precision) == (ID, "m", "1", "bf16")
+    assert receipt.manifest_hash == f"0x{around.model.manifest_hash.hex()}"
+    assert receipt.is_of(ALICE)
+    assert (receipt.check_transaction_hash, receipt.check_block_number) == ("0x" + "0c" * 32, 12)
+    assert receipt.prompt_hash == receipts.prompt_hash(QUESTION)
+    assert receipt.answer_hash == receipts.answer_hash("hello")
+    assert receipt.parameters["seed"] == 1
+
+
+async def test_the_receipt_has_the_precision_of_the_model_that_answered(
+    around: Surroundings, node: Service, engine: FakeEngine
+) -> None:
+    """Loaded anew in another one while the answer is on its way out."""
+
+    async def emit(piece: ChatChunk | LoadState) -> None:
+        if isinstance(piece, ChatChunk):
+            engine.load_in("m@1", "int4")
+
+    await ask(node)
+    answered = await ask(node, emit)
+    assert node.loading.precision(around.model) == "int4"
+    assert answered.receipt is not None
+    assert answered.receipt.precision == "bf16"
+
+
+async def test_an_answer_that_is_broken_off_has_none(node: Service) -> None:
+    async with trio.open_nursery() as nursery:
+
+        async def emit(piece: ChatChunk | LoadState) -> None:
+            if isinstance(piece, ChatChunk):
+                nursery.cancel_scope.cancel()
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(ask, node, emit)
+    assert node.answer_receipt(ID) is None
+
+
+async def test_without_receipts_there_are_none(around: Surroundings, engine: FakeEngine, nursery: trio.Nursery) -> None:
+    node = service(around, engine, nursery, Config(inference=InferenceSettings(receipts=False)))
+    answered = await ask(node)
+    assert answered.completion.text == "hello"
+    assert answered.receipt is None
+    assert not node.gives_receipts
+    assert node.answer_receipt(ID) is None
