@@ -8,8 +8,8 @@ weights to fp32 first. Knows no architecture and no files.
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional
@@ -22,11 +22,16 @@ def multiplies_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
-def one_row() -> AbstractContextManager[None]:
+@contextmanager
+def one_row() -> Iterator[None]:
     """For products with one row of bf16: torch's own kernel reads 25 to 33 GB/s where oneDNN's, which it takes by
     itself, reads 10 to 11."""
-    flags: AbstractContextManager[None] = torch.backends.mkldnn.flags(enabled=False)
-    return flags
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 class Wide:
