@@ -152,14 +152,12 @@ class Questions:
         if emit is None:
             return await self._engine.complete(engine_key(model), prompt, parameters)
         async with self._engine.generate(engine_key(model), prompt, parameters) as answer:
-            texts = []
+            chunks = []
             async for chunk in answer:
-                texts.append(chunk.text)
-                if chunk.text:
-                    await emit(ChatChunk(chunk.text))
-            assert chunk.finish_reason is not None
-            assert chunk.usage is not None
-        return Completion("".join(texts), chunk.finish_reason, chunk.usage)
+                chunks.append(chunk)
+                if chunk.text or chunk.tokens:
+                    await emit(ChatChunk(chunk.text, chunk.tokens))
+        return Completion.of(chunks)
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:
         """Wait for a load, telling the asker how far it is. Raises why it failed."""
