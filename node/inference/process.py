@@ -1,8 +1,9 @@
 """The engine process, `python -m node.inference.process`: reads commands, works on answers together and sends chunks.
 
 Owns the steps: one token of each answer under way goes through its model together with the others', and a new one joins
-at the next step. Prompts are read in between, part by part, for as long as a step takes. Ends with the node: when the
-socket closes, or when the kernel says that the thread that started it is gone. Knows no cache policy.
+at the next step. Prompts are read in between, part by part, for as long as a step takes. Whose answer begins next, and
+whose prompt is read next, is fair among accounts (`queueing`). Ends with the node: when the socket closes, or when the
+kernel says that the thread that started it is gone. Knows no cache policy.
 """
 
 import ctypes
@@ -13,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ import torch
 from contracts.errors import Busy, NotFound, Refused
 from node.inference.frames import (
     HEADER,
+    Begun,
     Cancel,
     Command,
     Delta,
@@ -45,6 +46,7 @@ from node.inference.frames import (
 from node.inference.generation import Answering
 from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import AnswerMemory
+from node.inference.queueing import FairQueue
 from node.inference.spec import Chunk, LoadStep
 
 ANSWERS_MAX = 16
@@ -65,6 +67,7 @@ _PR_SET_PDEATHSIG = 1
 class _Request:
     number: int
     key: str
+    account: str
     answering: Answering
 
 
@@ -92,7 +95,7 @@ class EngineProcess:
         """Who waits until conversations take no more than they may."""
         self._step_s = 0.0
         """How long the last step took."""
-        self._waiting: deque[_Request] = deque()
+        self._queue: FairQueue[_Request] = FairQueue()
 
     def run(self) -> None:
         """Work until the node is gone."""
@@ -108,7 +111,7 @@ class EngineProcess:
             self._prepare()
 
     def _is_idle(self) -> bool:
-        return not self._running and not self._waiting and not self._preparing
+        return not self._running and not self._queue and not self._preparing
 
     def _read(self) -> None:
         """Put commands in line; the end of the socket is the end of the node, and of this process at once."""
@@ -146,14 +149,14 @@ class EngineProcess:
                     self._preparing[spec.key] = _Preparing(command, prepared(spec, precision))
                 case Unload(request, key):
                     self._say(Unloaded(request, self._unload(key)))
-                case Generate(request, key, prompt, parameters):
+                case Generate(request, key, prompt, parameters, account, weight):
                     if key not in self._models:
                         raise NotFound(f"{key} is not loaded any more; load it again")
-                    if len(self._waiting) >= QUEUE_MAX:
+                    if len(self._queue) >= QUEUE_MAX:
                         raise Busy(f"{QUEUE_MAX} answers wait already; try again later")
                     answering = Answering(self._models[key].runnable, prompt, parameters)
                     self._memory.check(answering.shape, answering.tokens_max)
-                    self._waiting.append(_Request(request, key, answering))
+                    self._queue.put(account, weight, _Request(request, key, account, answering))
                 case Cancel(request):
                     self._cancel(request)
                 case Resize(request, answers_bytes):
@@ -198,17 +201,17 @@ class EngineProcess:
         """On its own, because its variables would keep the model's memory."""
         for running in [running for running in self._running if running.key == key]:
             self._end(running, NotFound(f"{key} was unloaded"))
-        for waiting in [waiting for waiting in self._waiting if waiting.key == key]:
-            self._waiting.remove(waiting)
+        for waiting in self._queue.remove(lambda waiting: waiting.key == key):
             self._say(failed(waiting.number, NotFound(f"{key} was unloaded")))
 
     def _cancel(self, request: int) -> None:
         for running in [running for running in self._running if running.number == request]:
             self._end(running, None)
-        self._waiting = deque(waiting for waiting in self._waiting if waiting.number != request)
+        self._queue.remove(lambda waiting: waiting.number == request)
 
     def _end(self, running: _Request, error: Refused | None) -> None:
         self._running.remove(running)
+        self._queue.done(running.account)
         self._memory.give_back(running.key, running.answering.prompt, running.answering.memory)
         self._say_resized()
         if error is not None:
@@ -220,31 +223,37 @@ class EngineProcess:
             self._resizing = None
 
     def _admit(self) -> None:
-        """In the order they came: one that needs much is not passed by until it never gets it."""
-        while self._waiting and len(self._running) < ANSWERS_MAX:
-            first = self._waiting[0]
+        """Whoever is next has the next place, as soon as there is memory for it too."""
+        while len(self._running) < ANSWERS_MAX and (first := self._queue.first()) is not None:
             answering = first.answering
             try:
                 memory = self._memory.take(first.key, answering.shape, answering.prompt, answering.tokens_max)
             except Refused as error:  # it came when there was more room
-                self._waiting.popleft()
-                self._say(failed(first.number, error))
+                self._refuse(first, error)
                 continue
             except (MemoryError, RuntimeError) as error:
                 _require_out_of_memory(error)
-                self._waiting.popleft()
-                self._say(failed(first.number, Busy(NO_MEMORY)))
+                self._refuse(first, Busy(NO_MEMORY))
                 continue
             if memory is None:
                 return
             answering.begin(memory)
-            self._running.append(self._waiting.popleft())
+            self._running.append(self._queue.take())
+            # All of the prompt at once, so that it counts for who is next before it is read.
+            self._queue.charge(first.account, len(answering.prompt) - memory.length)
+            self._say(Begun(first.number, len(answering.prompt)))
+
+    def _refuse(self, waiting: _Request, error: Refused) -> None:
+        self._queue.remove(lambda other: other is waiting)
+        self._say(failed(waiting.number, error))
 
     def _read_prompts(self) -> None:
-        """A part of a prompt, and more while that takes no longer than a step: who is answered already waits for it."""
+        """A part of a prompt, and more while that takes no longer than a step: who is answered already waits for it.
+        The account that has had least is read for first."""
         began = time.monotonic()
         while reading := [running for running in self._running if running.answering.is_reading]:
-            self._work(reading[:1], lambda answering: [answering.read()])
+            first = min(reading, key=lambda running: self._queue.had(running.account))
+            self._work([first], lambda answering: [answering.read()])
             if time.monotonic() - began > self._step_s:
                 return
 
@@ -259,6 +268,8 @@ class EngineProcess:
                 logits = decoder.steps([one.token for one in answerings], [one.memory for one in answerings])
                 return [one.take(row) for one, row in zip(answerings, logits, strict=True)]
 
+            for one in running:
+                self._queue.charge(one.account, 1)
             self._work(running, feed)
         self._step_s = time.monotonic() - began
 
@@ -274,7 +285,8 @@ class EngineProcess:
             return
         for one, chunk in zip(running, chunks, strict=True):
             if chunk is not None:
-                self._say(Delta(one.number, chunk))
+                # What was fed, and the token that was drawn last.
+                self._say(Delta(one.number, chunk, one.answering.memory.length + 1))
                 if chunk.finish_reason is not None:
                     self._end(one, None)
 
