@@ -23,7 +23,7 @@ from ledger.ledger import Ledger
 from ledger.wallet import Wallet
 from node.agreement import Agreement, StateMark
 from node.config import Config, InferenceSettings
-from node.inference.engine import Engine, EngineSettings
+from node.inference.engine import REQUESTS_MAX, Engine, EngineSettings
 from node.leases import Leases
 from node.loading import Loading
 from node.network.addresses import (
@@ -44,6 +44,7 @@ from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.network.wire import DataLimits
 from node.questions import Questions
+from node.quota import Quota
 from node.registry import Registry
 from node.replay import Replay
 from node.replication import Replication, peer_sources
@@ -153,6 +154,8 @@ async def assemble(
     nursery.start_soon(consensus.run)
 
     loading = Loading(replication, engine, nursery)
+    places = min(REQUESTS_MAX, config.rpc.concurrent_requests)
+    quota = Quota(ledger.config.tiers, operator.address, places, trio.current_time)
     service = Service(
         config=config,
         node_id=identity.node_id,
@@ -163,7 +166,7 @@ async def assemble(
         replication=replication,
         engine=engine,
         loading=loading,
-        questions=Questions(replay, replication, loading, engine),
+        questions=Questions(replay, replication, loading, engine, quota),
         wallet=wallet,
         control=control.statistics,
         consensus=consensus,

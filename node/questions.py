@@ -1,6 +1,7 @@
 """A question and its answer: may the account ask, is the model loaded, what does the engine say.
 
-Tiers are decided on the ledger, once for many questions of an account to a model. Knows no HTTP and no JSON.
+Tiers are decided on the ledger, once for many questions of an account to a model; how much an account may ask at once
+is `quota`'s to say. Knows no HTTP and no JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from contracts.calls import CheckTier
 from contracts.errors import Busy, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, TransactionHash, Version
+from node.inference.child import Answer
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Parameters, Prompt
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
+from node.quota import Quota
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
@@ -34,7 +37,10 @@ LOADS_MAX = 3
 class Questions:
     """Of all accounts to this node."""
 
-    def __init__(self, replay: Replay, replication: Replication, loading: Loading, engine: Engine) -> None:
+    def __init__(
+        self, replay: Replay, replication: Replication, loading: Loading, engine: Engine, quota: Quota
+    ) -> None:
+        self.quota = quota
         self._replay = replay
         self._replication = replication
         self._loading = loading
@@ -96,22 +102,21 @@ class Questions:
         self, account: Address, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None
     ) -> Completion:
         """As `NodePort.chat`."""
-        for _ in range(LOADS_MAX):
-            if self._loading.is_loaded(model):
-                break
-            await self._load_with_progress(model, emit)
-        # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
-        if emit is None:
-            return await self._engine.complete(engine_key(model), prompt, parameters)
-        async with self._engine.generate(engine_key(model), prompt, parameters) as answer:
-            texts = []
-            async for chunk in answer:
-                texts.append(chunk.text)
-                if chunk.text:
-                    await emit(ChatChunk(chunk.text))
-            assert chunk.finish_reason is not None
-            assert chunk.usage is not None
-        return Completion("".join(texts), chunk.finish_reason, chunk.usage)
+        tiers = self._replay.state.tiers
+        grant = tiers.held(account, time.time())
+        tier = grant.tier if grant is not None else ""
+        with self.quota.admitted(account, tier, prompt, parameters) as use:
+            for _ in range(LOADS_MAX):
+                if self._loading.is_loaded(model):
+                    break
+                await self._load_with_progress(model, emit)
+            # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
+            name, weight = account.hex(), tiers.weight(tier)
+            async with self._engine.generate(engine_key(model), prompt, parameters, name, weight) as answer:
+                try:
+                    return await _told(answer, emit)
+                finally:
+                    use.tokens = answer.tokens
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:
         """Wait for a load, telling the asker how far it is. Raises why it failed."""
@@ -133,3 +138,15 @@ class Questions:
         while True:
             await emit(self._loading.state(model))
             await trio.sleep(PROGRESS_INTERVAL_S)
+
+
+async def _told(answer: Answer, emit: Emit | None) -> Completion:
+    """The whole answer, its chunks told as they come."""
+    texts = []
+    async for chunk in answer:
+        texts.append(chunk.text)
+        if emit is not None and chunk.text:
+            await emit(ChatChunk(chunk.text))
+    assert chunk.finish_reason is not None
+    assert chunk.usage is not None
+    return Completion("".join(texts), chunk.finish_reason, chunk.usage)

@@ -17,12 +17,12 @@ from contracts import events
 from contracts.calls import AnnounceShards, Call, RenewLease, WithdrawShards
 from contracts.errors import Busy, Conflict, NotFound, Refused
 from contracts.types import PIECE_SIZE, Address, ManifestHash, NodeId, TransactionHash
+from genesis.schema import Tier
 from ledger.consensus import ConsensusStatistics
 from node import state as states
 from node.config import Config
 from node.inference.spec import (
     Chunk,
-    Completion,
     LoadedModel,
     LoadStep,
     Message,
@@ -39,6 +39,7 @@ from node.network.sources import PeerSource, Source
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.questions import Questions
+from node.quota import Quota
 from node.registry import Model
 from node.replication import Replication
 from node.service import Service, Steps
@@ -53,6 +54,7 @@ THEIRS = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
 OPERATOR = Address(b"\x11" * 20)
 LEASE_S = 3_600
 DATA_ENDPOINT = "aigen+tls://127.0.0.1:9946"
+TIERS = (Tier("basic", 1, 8, concurrent_answers=2, tokens_per_minute=1_500), Tier("unlimited", 3, 8, 0, 0))
 
 
 class FakeReplay:
@@ -219,12 +221,32 @@ def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Sur
     return Surroundings(replay, wallet, store, fetcher, replication, manifest)
 
 
+class FakeAnswer:
+    """Says every message again, a token each, when `gate` lets it; the prompt is a token each too."""
+
+    def __init__(self, prompt: tuple[Message, ...], gate: trio.Event) -> None:
+        self.tokens = len(prompt)
+        self._prompt = prompt
+        self._gate = gate
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        for message in self._prompt:
+            self.tokens += 1
+            yield Chunk(message.content)
+        await self._gate.wait()
+        yield Chunk("", "stop", Usage(len(self._prompt), len(self._prompt)))
+
+
 class FakeEngine:
-    """Loads at once, or when `gate` opens; answers with an echo. `failures` are raised first."""
+    """Loads at once, or when `gate` opens; answers with an echo, whose end waits for `answers`. `failures` are raised
+    first."""
 
     def __init__(self) -> None:
         self.gate = trio.Event()
         self.gate.set()
+        self.answers = trio.Event()
+        self.answers.set()
+        self.asked: list[tuple[str, int]] = []
         self.failures: list[Refused] = []
         self.steps: list[LoadStep] = []
         self.specs: list[tuple[ModelSpec, bool]] = []
@@ -259,21 +281,14 @@ class FakeEngine:
         return tuple(self._models.values())
 
     @asynccontextmanager
-    async def generate(self, key: str, prompt: Prompt, parameters: Parameters) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def generate(
+        self, key: str, prompt: Prompt, parameters: Parameters, account: str = "", weight: int = 1
+    ) -> AsyncIterator[FakeAnswer]:
         if key not in self._models:
             raise NotFound(f"{key} is not loaded")
-
-        async def answer() -> AsyncIterator[Chunk]:
-            for message in prompt:
-                assert isinstance(message, Message)
-                yield Chunk(message.content)
-            yield Chunk("", "stop", Usage(1, 1))
-
-        yield answer()
-
-    async def complete(self, key: str, prompt: Prompt, parameters: Parameters) -> Completion:
-        async with self.generate(key, prompt, parameters) as answer:
-            return Completion("".join([chunk.text async for chunk in answer]), "stop", Usage(1, 1))
+        self.asked.append((account, weight))
+        assert not isinstance(prompt, str)
+        yield FakeAnswer(prompt, self.answers)
 
 
 class FakeLedger:
@@ -335,6 +350,7 @@ def service(
 ) -> Service:
     """The real service over the fakes."""
     loading = Loading(around.replication, engine, nursery)  # type: ignore[arg-type]
+    quota = Quota(TIERS, OPERATOR, 8, trio.current_time)
     return Service(
         config=config or Config(),
         node_id=OURS,
@@ -345,7 +361,7 @@ def service(
         replication=around.replication,
         engine=engine,  # type: ignore[arg-type]
         loading=loading,
-        questions=Questions(around.replay, around.replication, loading, engine),  # type: ignore[arg-type]
+        questions=Questions(around.replay, around.replication, loading, engine, quota),  # type: ignore[arg-type]
         wallet=around.wallet,  # type: ignore[arg-type]
         control=(control or FakeControl()).statistics,
         consensus=FakeConsensus(),  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import trio.testing
 
 from contracts import events
 from contracts.calls import Call
-from contracts.errors import Busy, NoSpace
+from contracts.errors import BadInput, Busy, NoSpace
 from contracts.types import Address, ModelId, Version
 from node.config import Config, NodeSettings
 from node.inference.spec import Message, Parameters
@@ -187,3 +188,59 @@ async def test_a_model_evicted_before_the_answer_is_loaded_again(
     done = await node.chat(ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=None)
     assert done.text == "hello"
     assert len(engine.specs) == 2
+
+
+# What an account may ask at once
+
+
+def hold(account: Address, tier: str, around: Surroundings) -> None:
+    around.replay.add(events.TierDefined("unlimited", 9, 8), events.TierGranted(account, tier, 1 << 40))
+
+
+async def test_an_account_has_the_limits_and_the_weight_of_its_tier(
+    around: Surroundings, node: Service, engine: FakeEngine
+) -> None:
+    hold(ALICE, "basic", around)
+    engine.answers = trio.Event()
+    chat = partial(node.chat, ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chat)
+        nursery.start_soon(chat)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Busy, match="tier basic allows 2 at once"):
+            await chat()
+        hold(ALICE, "unlimited", around)
+        nursery.start_soon(chat)
+        await trio.testing.wait_all_tasks_blocked()
+        engine.answers.set()
+    assert engine.asked == [(ALICE.hex(), 1)] * 2 + [(ALICE.hex(), 2)]
+    assert node.questions.quota.statistics().answers == 0
+
+
+async def test_an_answer_counts_for_what_it_used_also_when_nobody_waited_for_its_end(
+    around: Surroundings, node: Service, engine: FakeEngine, mock_clock: trio.testing.MockClock
+) -> None:
+    hold(ALICE, "basic", around)
+    engine.answers = trio.Event()
+    chat = partial(node.chat, ALICE, M, V1, prompt=QUESTION, emit=None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(chat, parameters=Parameters(max_tokens=1_000)))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    with pytest.raises(Busy, match="up to 1500 tokens and has 1498 left of the 1500 a minute"):
+        await chat(parameters=Parameters(max_tokens=1_498))
+    with pytest.raises(BadInput, match="more than the 1500 a minute that tier basic allows"):
+        await chat(parameters=Parameters(max_tokens=1_499))
+    engine.answers.set()
+    await chat(parameters=Parameters(max_tokens=1_496))
+
+
+async def test_what_failed_before_the_engine_was_asked_costs_nothing(
+    around: Surroundings, node: Service, engine: FakeEngine, mock_clock: trio.testing.MockClock
+) -> None:
+    hold(ALICE, "basic", around)
+    engine.failures = [NoSpace("needs 26 GB")]
+    chat = partial(node.chat, ALICE, M, V1, prompt=QUESTION, parameters=Parameters(max_tokens=1_498), emit=None)
+    with pytest.raises(NoSpace):
+        await chat()
+    assert (await chat()).text == "hello"

@@ -8,7 +8,7 @@ import msgspec
 import trio
 
 from contracts.calls import RegisterModel, SetCoreModel, decode_call
-from contracts.errors import BadInput, Conflict
+from contracts.errors import BadInput, Busy, Conflict
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger import transactions
 from ledger.consensus import ConsensusStatistics
@@ -21,6 +21,7 @@ from node.inference.spec import Completion, Parameters, Prompt, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
+from node.quota import QuotaStatistics
 from node.rpc import port, values
 
 CHAIN_ID = 41_000
@@ -170,7 +171,9 @@ class FakeNode:
             check_period_s=3600,
             admins=(ADMIN.address,),
             authorities=(ADMIN.address,),
-            tiers=tuple(values.TierInfo(name, rank, rank * 8_000_000_000) for name, rank in RANKS.items()),
+            tiers=tuple(
+                values.TierInfo(name, rank, rank * 8_000_000_000, rank, rank * 100) for name, rank in RANKS.items()
+            ),
             contracts={"Models": registration("x").to},
         )
 
@@ -227,6 +230,8 @@ class FakeNode:
             pieces_fetched=0,
             bytes_fetched=0,
             shards_short=2,
+            answers_waiting=1,
+            quota=QuotaStatistics(3, 2, {"concurrent_answers": 4, "tokens_per_minute": 5, "places": 6}),
             fetching=FetcherStatistics(sources=(DROPPED,)),
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0, OwnBlocks(3, 0.75, 8, NOW)),
@@ -354,6 +359,8 @@ class FakeNode:
         said = prompt if isinstance(prompt, str) else prompt[-1].content
         if said == "crash":
             raise KeyError("/secret/path")
+        if said == "too much":
+            raise Busy("200 left of the 40000 a minute of tier basic: try again in 17 s", 17)
         if said == "two lines":
             raise BadInput("first\nsecond")
         state = await self.load_model(model_id, version, wait=True)

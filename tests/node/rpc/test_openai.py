@@ -203,6 +203,19 @@ async def test_too_many_are_told_when_to_come_back() -> None:
         node.words.release()
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_who_has_used_its_limit_is_told_when_there_is_more(stream: bool) -> None:
+    async with serving() as served:
+        with pytest.raises(openai.RateLimitError, match="try again in 17 s") as refused:
+            await asked(partial(client(served).chat.completions.create, **said("too much"), stream=stream))
+    assert refused.value.response.headers["retry-after"] == "17"
+    assert (refused.value.status_code, refused.value.type, refused.value.code) == (
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+    )
+
+
 async def test_a_bug_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
     async with serving() as served:
         for stream in (False, True):
