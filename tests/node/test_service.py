@@ -201,6 +201,7 @@ async def test_an_account_has_the_limits_and_the_weight_of_its_tier(
     around: Surroundings, node: Service, engine: FakeEngine
 ) -> None:
     hold(ALICE, "basic", around)
+    await node.load_model(M, V1, wait=True)
     engine.answers = trio.Event()
     chat = partial(node.chat, ALICE, M, V1, prompt=QUESTION, parameters=Parameters(), emit=None)
     async with trio.open_nursery() as nursery:
@@ -221,17 +222,18 @@ async def test_an_answer_counts_for_what_it_used_also_when_nobody_waited_for_its
     around: Surroundings, node: Service, engine: FakeEngine, mock_clock: trio.testing.MockClock
 ) -> None:
     hold(ALICE, "basic", around)
+    await node.load_model(M, V1, wait=True)
     engine.answers = trio.Event()
     chat = partial(node.chat, ALICE, M, V1, prompt=QUESTION, emit=None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(chat, parameters=Parameters(max_tokens=1_000)))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
+    engine.answers.set()
     with pytest.raises(Busy, match="up to 1500 tokens and has 1498 left of the 1500 a minute"):
         await chat(parameters=Parameters(max_tokens=1_498))
     with pytest.raises(BadInput, match="more than the 1500 a minute that tier basic allows"):
         await chat(parameters=Parameters(max_tokens=1_499))
-    engine.answers.set()
     await chat(parameters=Parameters(max_tokens=1_496))
 
 

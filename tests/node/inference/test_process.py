@@ -87,6 +87,18 @@ def test_places_go_to_accounts_by_weight(loop: Loop, monkeypatch: pytest.MonkeyP
     assert [n for n in begun if n < 100] == [1, 2, 3]
 
 
+def test_an_answer_counts_by_its_tokens(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.inference.process.ANSWERS_MAX", 1)
+    for number in range(1, 9):
+        loop.ask(number, "hello", "long", parameters=Parameters(max_tokens=60))
+        loop.ask(100 + number, "hello", "short", parameters=Parameters(max_tokens=12))
+    begun: list[int] = []
+    while len(begun) < 6:
+        loop.turn()
+        begun += [reply.request for reply in loop.said() if isinstance(reply, Begun)]
+    assert begun == [1, 101, 102, 103, 104, 105]
+
+
 def test_what_is_told_of_tokens_is_what_the_usage_says(loop: Loop) -> None:
     loop.ask(1, LONG, "a", parameters=Parameters(max_tokens=20))
     replies: list[Reply] = []

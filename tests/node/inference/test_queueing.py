@@ -134,12 +134,13 @@ class Machine:
 LONGEST = 20
 
 job = st.tuples(st.integers(0, LONGEST // 2), st.integers(1, LONGEST // 2))
-arrivals = st.lists(st.tuples(st.integers(0, 2), job, st.integers(0, 4)), min_size=1, max_size=60)
+arrivals = st.lists(st.tuples(st.integers(0, 2), job, st.integers(1, 30), st.integers(0, 60)), min_size=1, max_size=15)
+"""An account, its answers that are alike, how many, and the steps until the next come."""
 
 
-@given(st.integers(1, 4), st.lists(st.integers(1, 5), min_size=3, max_size=3), arrivals)
+@given(st.integers(1, 2), st.lists(st.integers(1, 5), min_size=3, max_size=3), arrivals)
 def test_who_always_waits_is_served_by_weight_and_everybody_in_order(
-    places: int, weights: list[int], came: list[tuple[int, tuple[int, int], int]]
+    places: int, weights: list[int], came: list[tuple[int, tuple[int, int], int, int]]
 ) -> None:
     """However answers come: since when two accounts both have something waiting, what each was given, over its weight,
     is the same but for the answers that can be under way when one begins to wait, and when one looks."""
@@ -158,10 +159,11 @@ def test_who_always_waits_is_served_by_weight_and_everybody_in_order(
                 before = since.setdefault((one, other), dict(machine.served))
                 shares = [(machine.served[who] - before.get(who, 0)) / weights[who] for who in (one, other)]
                 bound = 2 * places * LONGEST / min(weights[one], weights[other])
-                assert abs(shares[0] - shares[1]) <= bound
+                assert abs(shares[0] - shares[1]) <= bound + 1e-6
 
-    for account, (prompt, answer), steps in came:
-        machine.put(account, prompt, answer)
+    for account, (prompt, answer), count, steps in came:
+        for _ in range(count):
+            machine.put(account, prompt, answer)
         for _ in range(steps):
             step()
     while machine.queue or machine.running:
@@ -184,4 +186,4 @@ def test_over_a_long_time_the_shares_are_as_the_weights(
     while machine.waiting() == {0, 1}:
         machine.step()
         lead = machine.served[0] / one - machine.served[1] / other
-        assert abs(lead) <= places * LONGEST / min(one, other)
+        assert abs(lead) <= places * LONGEST / min(one, other) + 1e-6
