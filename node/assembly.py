@@ -45,6 +45,7 @@ from node.network.session import SyncLimits
 from node.network.wire import DataLimits
 from node.questions import Questions
 from node.quota import Quota
+from node.receipts import Receipts
 from node.registry import Registry
 from node.replay import Replay
 from node.replication import Replication, peer_sources
@@ -154,8 +155,7 @@ async def assemble(
     nursery.start_soon(consensus.run)
 
     loading = Loading(replication, engine, nursery)
-    places = min(REQUESTS_MAX, config.rpc.concurrent_requests)
-    quota = Quota(ledger.config.tiers, operator.address, places, trio.current_time)
+    receipts = Receipts(identity, ledger.chain_id, ledger.genesis_hash) if config.inference.receipts else None
     service = Service(
         config=config,
         node_id=identity.node_id,
@@ -166,7 +166,8 @@ async def assemble(
         replication=replication,
         engine=engine,
         loading=loading,
-        questions=Questions(replay, replication, loading, engine, quota),
+        questions=Questions(replay, replication, loading, engine, ledger, _quota(config, ledger, operator), receipts),
+        receipts=receipts,
         wallet=wallet,
         control=control.statistics,
         consensus=consensus,
@@ -212,6 +213,11 @@ class _SharedState:
 
 def _engine(settings: InferenceSettings) -> Engine:
     return Engine(EngineSettings(settings.cache_size, settings.threads, quantization=settings.quantization))
+
+
+def _quota(config: Config, ledger: Ledger, operator: Key) -> Quota:
+    places = min(REQUESTS_MAX, config.rpc.concurrent_requests)
+    return Quota(ledger.config.tiers, operator.address, places, trio.current_time)
 
 
 async def _serve_pieces(

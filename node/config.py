@@ -106,6 +106,8 @@ class InferenceSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """Threads torch computes with; 0: one for each core."""
     quantization: Quantization = "auto"
     """What weights are loaded in: as they are stored (`none`), in fewer bits, or the best of these that fits."""
+    receipts: bool = True
+    """Each answer carries a receipt that this node signs."""
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,6 +199,9 @@ threads = 0
 # int4. none: only as they are stored. int8, int4: always so. Quantised weights are made once, from the proved shards,
 # and kept in the store; they count against disk_budget.
 quantization = "auto"
+# Each answer carries a receipt signed with this node's key: who asked which model, by what tier check, the hashes of
+# prompt and answer.
+receipts = true
 """
 
 

@@ -1,4 +1,4 @@
-"""A question and its answer: may the account ask, is the model loaded, what does the engine say.
+"""A question and its answer: may the account ask, is the model loaded, what does the engine say; and its receipt.
 
 Tiers are decided on the ledger, once for many questions of an account to a model; how much an account may ask at once
 is `quota`'s to say. Knows no HTTP and no JSON.
@@ -16,16 +16,17 @@ from contracts.calls import CheckTier
 from contracts.errors import Busy, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, TransactionHash, Version
-from node.inference.child import Answer
+from ledger.ledger import Ledger
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Parameters, Prompt
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
-from node.quota import Quota
+from node.quota import Quota, Use
+from node.receipts import Receipts
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
 from node.rpc.port import Emit
-from node.rpc.values import ChatChunk, TierCheck
+from node.rpc.values import Answered, ChatChunk, TierCheck
 
 CHECK_TIMEOUT_S = 30.0
 """How long a tier check may take to become final before its asker is told to come again."""
@@ -38,13 +39,23 @@ class Questions:
     """Of all accounts to this node."""
 
     def __init__(
-        self, replay: Replay, replication: Replication, loading: Loading, engine: Engine, quota: Quota
+        self,
+        replay: Replay,
+        replication: Replication,
+        loading: Loading,
+        engine: Engine,
+        ledger: Ledger,
+        quota: Quota,
+        receipts: Receipts | None,
     ) -> None:
+        """Without `receipts`, answers carry none."""
         self.quota = quota
         self._replay = replay
         self._replication = replication
         self._loading = loading
         self._engine = engine
+        self._ledger = ledger
+        self._receipts = receipts
         self._checking: dict[tuple[Address, ModelId, Version], tuple[trio.Lock, int]] = {}
 
     async def check_tier(self, account: Address, model_id: ModelId, version: Version) -> TierCheck:
@@ -61,6 +72,7 @@ class Questions:
                     check.granted,
                     check.until,
                     check.transaction_hash,
+                    self._block_of(check.transaction_hash),
                 )
             return await self._check_on_ledger(account, model_id, version)
 
@@ -83,7 +95,14 @@ class Questions:
             event.granted,
             event.until,
             TransactionHash(receipt.transaction.hash),
+            receipt.block_number,
         )
+
+    def _block_of(self, transaction_hash: TransactionHash) -> int:
+        """Of a transaction whose events were folded: it is in a final block."""
+        found = self._ledger.receipt(transaction_hash)
+        assert found is not None
+        return found.block_number
 
     @asynccontextmanager
     async def _alone(self, key: tuple[Address, ModelId, Version]) -> AsyncIterator[None]:
@@ -99,24 +118,58 @@ class Questions:
                 self._checking[key] = (lock, users)
 
     async def answer(
-        self, account: Address, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None
-    ) -> Completion:
+        self,
+        check: TierCheck,
+        model: Model,
+        prompt: Prompt,
+        parameters: Parameters,
+        emit: Emit | None,
+        receipt_id: str,
+    ) -> Answered:
         """As `NodePort.chat`."""
-        tiers = self._replay.state.tiers
-        grant = tiers.held(account, time.time())
-        tier = grant.tier if grant is not None else ""
-        with self.quota.admitted(account, tier, prompt, parameters) as use:
+        assert check.granted
+        with self.quota.admitted(check.account, check.held or "", prompt, parameters) as use:
             for _ in range(LOADS_MAX):
                 if self._loading.is_loaded(model):
                     break
                 await self._load_with_progress(model, emit)
             # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
-            name, weight = account.hex(), tiers.weight(tier)
-            async with self._engine.generate(engine_key(model), prompt, parameters, name, weight) as answer:
-                try:
-                    return await _told(answer, emit)
-                finally:
-                    use.tokens = answer.tokens
+            precision = self._loading.precision(model)
+            done = await self._complete(check, model, prompt, parameters, emit, use)
+        if self._receipts is None:
+            return Answered(done, None)
+        assert precision is not None
+        receipt = self._receipts.write(
+            receipt_id,
+            account=check.account,
+            model_id=model.model_id,
+            version=model.version,
+            manifest_hash=model.manifest_hash,
+            precision=precision,
+            check=(check.transaction_hash, check.block_number),
+            prompt=prompt,
+            parameters=parameters,
+            done=done,
+        )
+        return Answered(done, receipt)
+
+    async def _complete(
+        self, check: TierCheck, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None, use: Use
+    ) -> Completion:
+        """What was used is told also when it fails or is cancelled."""
+        name, weight = check.account.hex(), self._replay.state.tiers.weight(check.held or "")
+        async with self._engine.generate(engine_key(model), prompt, parameters, name, weight) as answer:
+            texts = []
+            try:
+                async for chunk in answer:
+                    texts.append(chunk.text)
+                    if emit is not None and chunk.text:
+                        await emit(ChatChunk(chunk.text))
+            finally:
+                use.tokens = answer.tokens
+            assert chunk.finish_reason is not None
+            assert chunk.usage is not None
+        return Completion("".join(texts), chunk.finish_reason, chunk.usage)
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:
         """Wait for a load, telling the asker how far it is. Raises why it failed."""
@@ -138,15 +191,3 @@ class Questions:
         while True:
             await emit(self._loading.state(model))
             await trio.sleep(PROGRESS_INTERVAL_S)
-
-
-async def _told(answer: Answer, emit: Emit | None) -> Completion:
-    """The whole answer, its chunks told as they come."""
-    texts = []
-    async for chunk in answer:
-        texts.append(chunk.text)
-        if emit is not None and chunk.text:
-            await emit(ChatChunk(chunk.text))
-    assert chunk.finish_reason is not None
-    assert chunk.usage is not None
-    return Completion("".join(texts), chunk.finish_reason, chunk.usage)

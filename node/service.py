@@ -26,10 +26,11 @@ from node import views
 from node.agreement import Agreement, StateMark
 from node.config import Config
 from node.inference.engine import Engine
-from node.inference.spec import Completion, Parameters, Prompt
+from node.inference.spec import Parameters, Prompt
 from node.loading import Loading
 from node.network.control import ControlStatistics
 from node.questions import Questions
+from node.receipts import Receipt, Receipts
 from node.registry import Model
 from node.replay import Replay
 from node.replication import Replication
@@ -95,6 +96,8 @@ class Service:
     engine: Engine
     loading: Loading
     questions: Questions
+    receipts: Receipts | None
+    """None while they are switched off."""
     wallet: Wallet
     control: Callable[[], ControlStatistics]
     consensus: Consensus
@@ -244,6 +247,13 @@ class Service:
                     )
         return tuple(found)
 
+    @property
+    def gives_receipts(self) -> bool:
+        return self.receipts is not None
+
+    def answer_receipt(self, receipt_id: str) -> Receipt | None:
+        return None if self.receipts is None else self.receipts.find(receipt_id)
+
     # Acts
 
     def decode_transaction(self, raw: bytes) -> values.SignedTransaction:
@@ -296,13 +306,12 @@ class Service:
 
     async def chat(
         self,
-        account: Address,
-        model_id: ModelId,
-        version: Version,
+        check: values.TierCheck,
         *,
         prompt: Prompt,
         parameters: Parameters,
         emit: Emit | None,
-    ) -> Completion:
-        model = self._state.registry.models[model_id, version]
-        return await self.questions.answer(account, model, prompt, parameters, emit)
+        receipt_id: str,
+    ) -> values.Answered:
+        model = self._state.registry.models[check.model_id, check.version]
+        return await self.questions.answer(check, model, prompt, parameters, emit, receipt_id)

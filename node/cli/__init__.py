@@ -35,6 +35,11 @@ COMMANDS = {
     ),
     "mirror": ("node.cli.mirror", "mirror", "Web servers and IPFS gateways that serve a model's bytes."),
     "proof": ("node.cli.proof", "proof", "Proofs of what is on the ledger, checked with its genesis file alone."),
+    "receipt": (
+        "node.cli.receipt",
+        "receipt",
+        "What a node signed about an answer: which model, who asked, the hashes of prompt and answer.",
+    ),
     "ledger": (
         "node.cli.ledger",
         "ledger",

@@ -25,6 +25,7 @@ from node.cli import common
     "--min-p", type=float, default=0.0, show_default=True, help="Sample from this part of the likeliest and more."
 )
 @click.option("--seed", type=int, help="The same seed gives the same sample.")
+@click.option("--receipt", "shows_receipt", is_flag=True, help="Say the id of each answer's receipt (`aigen receipt`).")
 @common.rpc_options
 @common.json_option
 def chat(
@@ -38,6 +39,7 @@ def chat(
     top_k: int,
     min_p: float,
     seed: int | None,
+    shows_receipt: bool,
     rpc_url: str,
     token: str | None,
     as_json: bool,
@@ -58,11 +60,11 @@ def chat(
     rpc = common.client(rpc_url, token, timeout_s=None)
     if question is not None:
         messages.append({"role": "user", "content": question})
-        _answer(rpc, params, messages, as_json)
+        _answer(rpc, params, messages, as_json, shows_receipt)
         return
     for line in _lines():
         messages.append({"role": "user", "content": line})
-        answer = _answer(rpc, params, messages, as_json)
+        answer = _answer(rpc, params, messages, as_json, shows_receipt)
         messages.append(answer["message"])
 
 
@@ -78,7 +80,9 @@ def _lines() -> Any:
             yield line.strip()
 
 
-def _answer(rpc: Any, params: dict[str, Any], messages: list[dict[str, str]], as_json: bool) -> dict[str, Any]:
+def _answer(
+    rpc: Any, params: dict[str, Any], messages: list[dict[str, str]], as_json: bool, shows_receipt: bool
+) -> dict[str, Any]:
     if as_json:
         answer: dict[str, Any] = rpc.call("chatCompletion", messages=messages, **params)
         common.show_json(answer)
@@ -92,4 +96,7 @@ def _answer(rpc: Any, params: dict[str, Any], messages: list[dict[str, str]], as
             click.echo(f"{state['state']} {state['model_id']}: {common.progress(state)}", err=True)
     click.echo()
     result: dict[str, Any] = stream.result
+    if shows_receipt:
+        receipt = result.get("receipt")
+        click.echo(f"receipt {receipt['receipt_id']}" if receipt else "no receipt: this node gives none", err=True)
     return result

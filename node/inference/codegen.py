@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional
 
 from contracts.errors import BadInput
-from node.inference.decoder import Decoder, Product
+from node.inference.decoder import Decoder, Part, View, positions_of, tokens_of
 from node.inference.memory import KeyValues, Shape
+from node.inference.products import Product
 from node.inference.weights import BuiltModel
 
 BLOCKS = 4
@@ -82,65 +83,45 @@ class CodeGenDecoder(Decoder):
         ]
 
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
-        position = memory.length
+        turns = self._turns[memory.length, None]
         hidden = self._embedding.row(token)
+        views = [View(memory, 1, self.shape.window)]
         for index, layer in enumerate(self._layers):
             vector = layer.norm(hidden)
-            query = self._place(layer.projection.row(vector).float()[None], index, position, memory)
-            attended = layer.output.row(self._attend_row(query, index, memory))
+            query, keys, values = self._heads(layer.projection.row(vector).float()[None], turns)
+            attended = layer.output.row(self._attend(query, keys, values, index, views)[0])
             hidden = hidden + attended + layer.outer.row(layer.activation(layer.inner.row(vector)))
-        memory.length = position + 1
         return hidden
 
-    def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
-        hidden = self._embedding.rows(torch.tensor(tokens))
+    def _rows(self, parts: Sequence[Part]) -> Generator[None, None, torch.Tensor]:
+        turns = self._turns[positions_of(parts)]
+        views = [self._view(part) for part in parts]
+        hidden = self._embedding.rows(tokens_of(parts))
         for index, layer in enumerate(self._layers):
             matrix = layer.norm(hidden)
-            projected = layer.projection.few(matrix)
-            query = torch.cat(
-                [
-                    self._place(projected[place, None], index, memory.length, memory)[:, :, 0]
-                    for place, memory in enumerate(memories)
-                ]
-            )
-            attended = layer.output.few(self._attend_each(query, index, memories))
-            hidden = hidden + attended + layer.outer.few(layer.activation(layer.inner.few(matrix)))
-        for memory in memories:
-            memory.length += 1
-        return hidden
-
-    def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
-        start = memory.length
-        hidden = self._embedding.rows(torch.tensor(tokens))
-        for index, layer in enumerate(self._layers):
-            matrix = layer.norm(hidden)
-            query = self._place(layer.projection.rows(matrix), index, start, memory)
-            attended = layer.output.rows(self._attend_rows(query, index, memory))
+            query, keys, values = self._heads(layer.projection.rows(matrix), turns)
+            attended = layer.output.rows(self._attend(query, keys, values, index, views))
             hidden = hidden + attended + layer.outer.rows(layer.activation(layer.inner.rows(matrix)))
             yield
-        memory.length = start + len(tokens)
         return hidden
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits_row(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head.row(self._norm(hidden)).float()
 
-    def _logits_each(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._head.few(self._norm(hidden))
+    def _logits_rows(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head.rows(self._norm(hidden))
 
-    def _place(self, projected: torch.Tensor, index: int, start: int, memory: KeyValues) -> torch.Tensor:
-        """Split, turn, put key and value in place; the query as (1, heads, rows, head_size)."""
-        rows = projected.shape[0]
+    def _heads(self, projected: torch.Tensor, turns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, keys and values, each (rows, heads, head_size), the first two turned."""
+        rows = len(projected)
         parts = projected.view(rows, BLOCKS, 3, -1)
         # In this order, unlike anybody else.
-        query, value, key = (
-            parts[:, :, part].reshape(rows, self.shape.heads, self.shape.head_size).transpose(0, 1) for part in range(3)
+        query, values, keys = (
+            parts[:, :, part].reshape(rows, self.shape.heads, self.shape.head_size) for part in range(3)
         )
-        turns = self._turns[start : start + rows]
-        memory.keys[index][0, :, start : start + rows] = self._turn(key, turns)
-        memory.values[index][0, :, start : start + rows] = value
-        return self._turn(query, turns)[None]
+        return self._turned(query, turns[:, None]), self._turned(keys, turns[:, None]), values
 
-    def _turn(self, heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    def _turned(self, heads: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         """Rotary embedding of neighbouring pairs: a product of complex numbers."""
         result = heads.contiguous().clone()
         pairs = result[..., : self._rotary].reshape(*result.shape[:2], -1, 2)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from node.inference.decoder import Decoder
+from node.inference.decoder import Decoder, Part
 from node.inference.memory import KeyValues, Shape
 from node.inference.sampling import Sampler
 from node.inference.spec import Chunk, FinishReason, Parameters, Prompt, Usage
@@ -23,8 +23,8 @@ class RunnableModel:
 
 
 class Answering:
-    """Once it has begun, and while `is_reading`, `read` feeds the prompt part by part. Then `token` is to be fed to
-    `memory`, and `take` is given the logits after it, over and over, until a chunk has a finish reason."""
+    """Once it has begun, `next` is to be fed and `take` given the logits after it, over and over, until a chunk has a
+    finish reason. The prompt comes first, in parts."""
 
     def __init__(self, model: RunnableModel, prompt: Prompt, parameters: Parameters) -> None:
         decoder = model.decoder
@@ -39,39 +39,36 @@ class Answering:
         self._stops = StopStrings(parameters.stop)
         self._drawn: list[int] = []
         self._known = 0
-        self.is_reading = True
 
     @property
     def shape(self) -> Shape:
         return self._decoder.shape
 
     @property
-    def token(self) -> int:
-        """The one that was drawn last."""
-        return self._drawn[-1]
+    def is_reading(self) -> bool:
+        """Whether some of the prompt is still to be fed."""
+        return self.memory.length < len(self.prompt)
 
     def begin(self, memory: KeyValues) -> None:
         """What `memory` has of the prompt already is not fed again."""
         self.memory = memory
         self._known = memory.length
-        self._turns = self._decoder.prefill(self.prompt[memory.length :], memory)
 
-    def read(self) -> Chunk | None:
-        """Feed the next part of the prompt; the first chunk, or None as long as nothing came to be shown."""
-        try:
-            next(self._turns)
-        except StopIteration as end:
-            self.is_reading = False
-            return self.take(end.value)
-        return None
+    def next(self, rows_max: int = 1) -> Part:
+        """What is to be fed next: of the prompt at most `rows_max` tokens, or the one that was drawn last."""
+        fed = self.memory.length
+        return Part(self.prompt[fed : fed + rows_max] if self.is_reading else self._drawn[-1:], self.memory)
 
     def take(self, logits: torch.Tensor) -> Chunk | None:
-        """Draw the next token. None when it shows nothing yet. The last chunk, and only it, has the finish reason:
-        `stop` for an end token or a stop string, `length` when max_tokens or the context is used up."""
+        """Draw the next token, unless some of the prompt is still to be fed. None when there is nothing to show yet.
+        The last chunk, and only it, has the finish reason: `stop` for an end token or a stop string, `length` when
+        max_tokens or the context is used up."""
+        if self.is_reading:
+            return None
         self._drawn.append(self._sampler.next(logits))
-        if self.token in self._tokenizer.stop_tokens:
+        if self._drawn[-1] in self._tokenizer.stop_tokens:
             return self._end("stop")
-        shown, stopped = self._stops.add(self._growing.add(self.token))
+        shown, stopped = self._stops.add(self._growing.add(self._drawn[-1]))
         if stopped:
             return self._last(shown, "stop")
         if len(self._drawn) == self._limit:

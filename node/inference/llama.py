@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from node.inference.decoder import Decoder, Fan, Product
+from node.inference.decoder import Decoder, Part, View, positions_of, tokens_of
 from node.inference.matrices import Matrices
 from node.inference.memory import KeyValues, Shape
+from node.inference.products import Fan, Product
 from node.inference.weights import BuiltModel
 
 
@@ -22,11 +23,12 @@ class Norm:
         self._epsilon = float(module.variance_epsilon)
         self._size = self.weight.shape[0]
         self._narrow = torch.empty(self._size, dtype=precision)
+        self._nothing = torch.zeros(self._size)
 
     def row(self, vector: torch.Tensor) -> torch.Tensor:
         """One vector, straight into the precision of the weights; good until the next call."""
         scale = 1.0 / math.sqrt(torch.dot(vector, vector).item() / self._size + self._epsilon)
-        return torch.mul(vector * scale, self.weight, out=self._narrow)
+        return torch.addcmul(self._nothing, vector, self.weight, value=scale, out=self._narrow)
 
     def rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """Many vectors, fp32."""
@@ -87,47 +89,27 @@ class LlamaDecoder(Decoder):
         )
 
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:
-        shape = self.shape
-        heads, all_heads = shape.heads, shape.heads + shape.key_value_heads
-        position = memory.length
-        angles = self._frequencies * position
-        cosine = angles.cos().mul_(self._rotary_scale)
-        sine = angles.sin_().mul_(self._sign).mul_(self._rotary_scale)
-        half = shape.head_size // 2
-        turned = torch.empty((all_heads, shape.head_size))
+        shape, position = self.shape, memory.length
+        heads, half = shape.heads, shape.head_size // 2
+        (cosine,), (sine,) = self._angles(torch.tensor([float(position)]))
+        # Each head of query and key, and its first half again: from its middle on, it has its halves swapped.
+        turning = torch.empty((heads + shape.key_value_heads, shape.head_size + half))
+        straight, swapped = turning[:, : shape.head_size], turning[:, half:]
+        query_place, key_place = straight[:heads], straight[heads:]
+        first, again = turning[:, :half], turning[:, shape.head_size :]
         hidden = self._embedding.row(token)
+        view = View(memory, 1, shape.window)
         for index, layer in enumerate(self._layers):
-            vector = layer.attention_norm.row(hidden)
-            query, key, value = layer.projection.row_of_narrow(vector)
-            turned[:heads] = query.view(heads, -1)
-            turned[heads:] = key.view(shape.key_value_heads, -1)
-            rotated = torch.addcmul(turned * cosine, turned.roll(half, 1), sine)
-            memory.keys[index][0, :, position] = rotated[heads:]
-            memory.values[index][0, :, position] = value.view(shape.key_value_heads, -1)
-            attended = self._attend_row(rotated[:heads].view(1, heads, 1, -1), index, memory)
-            hidden += layer.output.row(attended)
-            vector = layer.mlp_norm.row(hidden)
-            gate, up = layer.gate_up.row_of_narrow(vector)
-            hidden += layer.down.row(layer.activation(gate) * up)
-        memory.length = position + 1
-        return hidden
-
-    def _each(self, tokens: Sequence[int], memories: Sequence[KeyValues]) -> torch.Tensor:
-        size, count = self.shape.head_size, len(tokens)
-        positions = torch.tensor([memory.length for memory in memories], dtype=torch.float32)
-        cosine, sine = (part[:, None] for part in self._angles(positions))
-        hidden = self._embedding.rows(torch.tensor(tokens))
-        for index, layer in enumerate(self._layers):
-            parts = layer.projection.few(layer.attention_norm.rows(hidden))
-            query, keys, values = (part.reshape(count, -1, size) for part in parts)
-            query, keys = self._turned(query, cosine, sine), self._turned(keys, cosine, sine)
-            for place, memory in enumerate(memories):
-                memory.put(index, keys[place], values[place])
-            hidden += layer.output.few(self._attend_each(query, index, memories))
-            gate, up = layer.gate_up.few(layer.mlp_norm.rows(hidden))
-            hidden += layer.down.few(layer.activation(gate) * up)
-        for memory in memories:
-            memory.length += 1
+            query, key, value = layer.projection.row_of_narrow(layer.attention_norm.row(hidden))
+            query_place.copy_(query.view(heads, -1))
+            key_place.copy_(key.view(shape.key_value_heads, -1))
+            again.copy_(first)
+            turned = torch.addcmul(straight * cosine, swapped, sine)
+            view.new_keys[index].copy_(turned[heads:, None])
+            view.new_values[index].copy_(value.view(shape.key_value_heads, 1, -1))
+            hidden += layer.output.row(self._attend_row(turned[:heads], index, view))
+            gate, up = layer.gate_up.row_of_narrow(layer.mlp_norm.row(hidden))
+            hidden += layer.down.row_of_narrow(layer.activation(gate) * up)
         return hidden
 
     def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,32 +120,24 @@ class LlamaDecoder(Decoder):
     def _turned(self, heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
         return torch.addcmul(heads * cosine, heads.roll(self.shape.head_size // 2, -1), sine)
 
-    def _rows(self, tokens: Sequence[int], memory: KeyValues) -> Generator[None, None, torch.Tensor]:
-        shape = self.shape
-        rows, start = len(tokens), memory.length
-        end = start + rows
-        cosine, sine = self._angles(torch.arange(start, end, dtype=torch.float32))
-
-        def turn(matrix: torch.Tensor) -> torch.Tensor:
-            return self._turned(matrix.view(1, rows, -1, shape.head_size).transpose(1, 2), cosine, sine)
-
-        hidden = self._embedding.rows(torch.tensor(tokens))
+    def _rows(self, parts: Sequence[Part]) -> Generator[None, None, torch.Tensor]:
+        size = self.shape.head_size
+        cosine, sine = (part[:, None] for part in self._angles(positions_of(parts).float()))
+        hidden = self._embedding.rows(tokens_of(parts))
+        views = [self._view(part) for part in parts]
+        rows = len(hidden)
         for index, layer in enumerate(self._layers):
-            matrix = layer.attention_norm.rows(hidden)
-            query, key, value = layer.projection.rows(matrix)
-            query = turn(query)
-            memory.keys[index][:, :, start:end] = turn(key)
-            memory.values[index][:, :, start:end] = value.view(1, rows, -1, shape.head_size).transpose(1, 2)
-            hidden += layer.output.rows(self._attend_rows(query, index, memory))
-            matrix = layer.mlp_norm.rows(hidden)
-            gate, up = layer.gate_up.rows(matrix)
+            results = layer.projection.rows(layer.attention_norm.rows(hidden))
+            query, keys, values = (result.reshape(rows, -1, size) for result in results)
+            query, keys = self._turned(query, cosine, sine), self._turned(keys, cosine, sine)
+            hidden += layer.output.rows(self._attend(query, keys, values, index, views))
+            gate, up = layer.gate_up.rows(layer.mlp_norm.rows(hidden))
             hidden += layer.down.rows(layer.activation(gate) * up)
             yield
-        memory.length = end
         return hidden
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits_row(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head.row_of_narrow(self._norm.row(hidden)).float()
 
-    def _logits_each(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._head.few(self._norm.rows(hidden))
+    def _logits_rows(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head.rows(self._norm.rows(hidden))

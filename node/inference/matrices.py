@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
-from node.inference.decoder import Embedding, Fan, Product, StoredEmbedding, StoredProduct, Wide
 from node.inference.layout import GROUP, WEIGHT, Part
 from node.inference.mapping import ShardMapping
+from node.inference.products import Embedding, Fan, Product, StoredEmbedding, StoredProduct, Wide
 from node.inference.quantised import QuantisedFile
 from node.inference.quantising import MIDDLE, Packing
 
@@ -139,13 +139,12 @@ class Int8Product(Product):
         self._wide = wide
         wide.fit(values.numel())
 
-    def rows(self, matrix: torch.Tensor) -> torch.Tensor:
+    def _multiplied_rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """The scales go on the results, which are fewer than the weights."""
         if len(matrix) <= KERNEL_ROWS_MAX:
-            result = torch._weight_int8pack_mm(matrix.to(torch.bfloat16), self._values, self._scales).float()
-        else:
-            result = functional.linear(matrix, self._wide.of(self._values)).mul_(self._scales.float())
-        return result if self._bias is None else result.add_(self._bias)
+            return torch._weight_int8pack_mm(matrix.to(torch.bfloat16), self._values, self._scales).float()
+        product = functional.linear(matrix.to(self._wide.precision), self._wide.of(self._values))
+        return product.float().mul_(self._scales.float())
 
     def _multiplied(self, vector: torch.Tensor) -> torch.Tensor:
         return torch._weight_int8pack_mm(vector[None], self._values, self._scales)[0]
@@ -171,13 +170,11 @@ class Int4Product(Product):
         self._wide = wide
         wide.fit(rows * columns)
 
-    def rows(self, matrix: torch.Tensor) -> torch.Tensor:
+    def _multiplied_rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """Widened with a column for each row: the scales of a group then lie beside one another."""
         if len(matrix) <= KERNEL_ROWS_MAX:
-            result = self._kernel(matrix.to(torch.bfloat16)).float()
-        else:
-            result = matrix @ self._widened()
-        return result if self._bias is None else result.add_(self._bias)
+            return self._kernel(matrix.to(torch.bfloat16)).float()
+        return (matrix.to(self._wide.precision) @ self._widened()).float()
 
     def _widened(self) -> torch.Tensor:
         columns, rows = self._shape

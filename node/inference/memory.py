@@ -40,32 +40,27 @@ class KeyValues:
 
     def __init__(self, shape: Shape, tokens_max: int) -> None:
         assert 0 < tokens_max <= shape.context_length
-        size = (1, shape.key_value_heads, tokens_max, shape.head_size)
+        size = (shape.layers, shape.key_value_heads, tokens_max, shape.head_size)
         self.length = 0
         self.capacity = tokens_max
-        self.keys = [torch.empty(size, dtype=torch.float32) for _ in range(shape.layers)]
-        self.values = [torch.empty(size, dtype=torch.float32) for _ in range(shape.layers)]
+        self.keys = torch.empty(size, dtype=torch.float32)
+        self.values = torch.empty(size, dtype=torch.float32)
 
     @property
     def size_bytes(self) -> int:
         """What may be touched."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+        return self.keys.nbytes + self.values.nbytes
 
     @property
     def touched_bytes(self) -> int:
         """What is written."""
         return self.size_bytes * self.length // self.capacity
 
-    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write the next token's keys and values (key_value_heads, head_size); `length` is the caller's to move on."""
-        self.keys[layer][0, :, self.length] = keys
-        self.values[layer][0, :, self.length] = values
-
     def begin_as(self, other: KeyValues, tokens: int) -> None:
         """Take over the first tokens of another conversation."""
         assert self.length == 0
-        for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
-            mine[:, :, :tokens] = theirs[:, :, :tokens]
+        self.keys[:, :, :tokens] = other.keys[:, :, :tokens]
+        self.values[:, :, :tokens] = other.values[:, :, :tokens]
         self.length = tokens
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from contracts.errors import Busy, NotFound, Refused
+from node.inference.decoder import ROWS_MAX
 from node.inference.frames import (
     HEADER,
     Begun,
@@ -47,7 +48,7 @@ from node.inference.generation import Answering
 from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import AnswerMemory
 from node.inference.queueing import FairQueue
-from node.inference.spec import Chunk, LoadStep
+from node.inference.spec import LoadStep
 
 ANSWERS_MAX = 16
 """Answers under way; more wait for a place, so that each keeps some speed and key/value memory stays bounded."""
@@ -71,6 +72,15 @@ class _Request:
     answering: Answering
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """Prompts that go through a model together."""
+
+    key: str
+    requests: Sequence[_Request]
+    turns: Generator[None, None, torch.Tensor]
+
+
 @dataclass
 class _Preparing:
     """A load that has work to do before the model can be mapped."""
@@ -91,6 +101,7 @@ class EngineProcess:
         self._models: dict[str, MappedModel] = {}
         self._preparing: dict[str, _Preparing] = {}
         self._running: list[_Request] = []
+        self._reading: _Reading | None = None
         self._resizing: int | None = None
         """Who waits until conversations take no more than they may."""
         self._step_s = 0.0
@@ -192,6 +203,8 @@ class EngineProcess:
         """Answers of the model end with it; of a load under way nothing is left."""
         if preparing := self._preparing.pop(key, None):
             preparing.steps.close()
+        if self._reading is not None and self._reading.key == key:
+            self._reading = None
         self._end_all(key)
         self._memory.forget(key)
         model = self._models.pop(key, None)
@@ -213,6 +226,8 @@ class EngineProcess:
         self._running.remove(running)
         self._queue.done(running.account)
         self._memory.give_back(running.key, running.answering.prompt, running.answering.memory)
+        if all(other.key != running.key for other in self._running):
+            self._models[running.key].runnable.decoder.rest()
         self._say_resized()
         if error is not None:
             self._say(failed(running.number, error))
@@ -248,14 +263,38 @@ class EngineProcess:
         self._say(failed(waiting.number, error))
 
     def _read_prompts(self) -> None:
-        """A part of a prompt, and more while that takes no longer than a step: who is answered already waits for it.
-        The account that has had least is read for first."""
+        """Prompts layer by layer, for as long as a step takes: who is answered already waits for it."""
         began = time.monotonic()
-        while reading := [running for running in self._running if running.answering.is_reading]:
-            first = min(reading, key=lambda running: self._queue.had(running.account))
-            self._work([first], lambda answering: [answering.read()])
+        while self._reading is not None or self._begin_reading():
+            assert self._reading is not None
+            self._work(self._reading.requests, self._next_layer)
             if time.monotonic() - began > self._step_s:
                 return
+
+    def _begin_reading(self) -> bool:
+        """As many prompts of one model as go through it together, beginning with the account that has had least."""
+        requests: list[_Request] = []
+        parts, room = [], ROWS_MAX
+        for running in sorted(self._running, key=lambda running: self._queue.had(running.account)):
+            if running.answering.is_reading and room and running.key == (requests or [running])[0].key:
+                requests.append(running)
+                parts.append(running.answering.next(room))
+                room -= len(parts[-1].tokens)
+        if requests:
+            key = requests[0].key
+            self._reading = _Reading(key, requests, self._models[key].runnable.decoder.feed(parts))
+        return bool(requests)
+
+    def _next_layer(self) -> torch.Tensor | None:
+        """Of the prompts; the logits after the last."""
+        assert self._reading is not None
+        try:
+            next(self._reading.turns)
+        except StopIteration as end:
+            self._reading = None
+            logits: torch.Tensor = end.value
+            return logits
+        return None
 
     def _step(self, key: str) -> None:
         """One token of each answer of a model."""
@@ -263,27 +302,28 @@ class EngineProcess:
         running = [one for one in self._running if one.key == key and not one.answering.is_reading]
         if running:
             decoder = self._models[key].runnable.decoder
-
-            def feed(*answerings: Answering) -> list[Chunk | None]:
-                logits = decoder.steps([one.token for one in answerings], [one.memory for one in answerings])
-                return [one.take(row) for one, row in zip(answerings, logits, strict=True)]
-
             for one in running:
                 self._queue.charge(one.account, 1)
-            self._work(running, feed)
+            self._work(running, lambda: decoder.step([one.answering.next() for one in running]))
         self._step_s = time.monotonic() - began
 
-    def _work(self, running: Sequence[_Request], work: Callable[..., list[Chunk | None]]) -> None:
-        """Do what brings each of them a chunk or nothing, and send what it brings."""
+    def _work(self, requests: Sequence[_Request], work: Callable[[], torch.Tensor | None]) -> None:
+        """Do what brings each of them logits, or nothing yet, and send what they come to."""
         try:
             with torch.inference_mode():
-                chunks = work(*(one.answering for one in running))
+                logits = work()
+                if logits is None:
+                    return
+                # Some may have ended while their prompt was read.
+                under_way = [(one, row) for one, row in zip(requests, logits, strict=True) if one in self._running]
+                chunks = [(one, one.answering.take(row)) for one, row in under_way]
         except (MemoryError, RuntimeError) as error:
             _require_out_of_memory(error)
-            for one in running:
+            self._reading = None
+            for one in [one for one in requests if one in self._running]:
                 self._end(one, Busy(NO_MEMORY))
             return
-        for one, chunk in zip(running, chunks, strict=True):
+        for one, chunk in chunks:
             if chunk is not None:
                 # What was fed, and the token that was drawn last.
                 self._say(Delta(one.number, chunk, one.answering.memory.length + 1))

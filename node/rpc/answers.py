@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from node.agreement import StateMark
-from node.inference.spec import Completion, Usage
-from node.rpc.values import ChainInfo, ModelInfo, ShardInfo
+from node.inference.spec import Usage
+from node.rpc.values import Answered, ChainInfo, ModelInfo, ShardInfo
 
 
 def answer(value: object) -> Any:
@@ -66,13 +66,15 @@ def chain(found: ChainInfo, state_hashes: tuple[StateMark, ...]) -> dict[str, An
     return {**answer(found), "state_hashes": answer(state_hashes)}
 
 
-def completion(model: ModelInfo, done: Completion) -> dict[str, Any]:
+def completion(model: ModelInfo, answered: Answered) -> dict[str, Any]:
+    done, receipt = answered.completion, answered.receipt
     return {
         "model_id": model.model_id,
         "version": model.version,
         "message": {"role": "assistant", "content": done.text},
         "finish_reason": done.finish_reason,
         "usage": usage(done.usage),
+        **({} if receipt is None else {"receipt": answer(receipt)}),
     }
 
 

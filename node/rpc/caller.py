@@ -56,10 +56,16 @@ def _bearer(authorization: str) -> str:
 
 def require_known(node: NodePort, caller: Caller, method: str) -> Address:
     """The caller's account. Raises NotAllowed for nobody and for an account the ledger has never let in."""
+    account = require_account(caller, method)
+    if not caller.is_operator:
+        require_on_ledger(node, account)
+    return account
+
+
+def require_account(caller: Caller, method: str) -> Address:
+    """The caller's account, known or not. Raises NotAllowed for nobody."""
     if caller.account is None:
         raise NotAllowed(f"{method} needs to know who asks: send `Authorization: Bearer` with a token of `aigen token`")
-    if not caller.is_operator:
-        require_on_ledger(node, caller.account)
     return caller.account
 
 

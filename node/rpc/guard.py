@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 
 from contracts.errors import NotAllowed, Refused
 from node.config import RpcSettings
+from node.receipts import HEADER, ID_HEADER
 from node.rpc import upgrade
 from node.rpc.jsonrpc import encode, error_answer
 from node.rpc.limits import ANY, RpcLimits
@@ -44,6 +45,10 @@ PREFLIGHT_HEADERS = {
 
 ANSWER_HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 """On every answer."""
+
+
+EXPOSED_HEADERS = f"{HEADER}, {ID_HEADER}".encode()
+"""What a page of another origin may read beside the usual ones."""
 
 
 class Connection(Protocol):
@@ -137,7 +142,11 @@ class Guard:
             await exchange.refuse(403, refusal)
             return
         if origin is not None:
-            exchange.headers += [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+            exchange.headers += [
+                (b"access-control-allow-origin", origin.encode("latin-1")),
+                (b"access-control-expose-headers", EXPOSED_HEADERS),
+                (b"vary", b"origin"),
+            ]
         if scope["method"] == "OPTIONS":
             await _answer_preflight(exchange, headers, allowed=origin is not None)
             return

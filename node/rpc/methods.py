@@ -27,6 +27,7 @@ a known account is enrolled or holds a tier. A signed transaction says itself wh
 | chatCompletion        | model_id, messages, version?, max_tokens?,    | an account whose tier allows the model, |
 |                       | temperature?, top_p?, top_k?, min_p?, seed?,  | the operator's own too                  |
 |                       | stop?, stream?                                |                                         |
+| getReceipt            | receipt_id                                    | the account it names; operator          |
 | loadModel             | model_id, version?, wait?                     | operator; an account whose tier allows  |
 | unloadModel           | model_id, version?                            | operator                                |
 | verifyShards          | model_id?                                     | operator                                |
@@ -47,10 +48,10 @@ from contracts.calls import RegisterModel, SetCoreModel, decode_call
 from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
 from contracts.types import Address, ModelId, Version
 from ledger.history import Criteria
-from node.rpc import answers, jsonrpc, params, proofs
+from node.rpc import answers, jsonrpc, params, proofs, receipts
 from node.rpc.caller import Caller, is_known, require_known, require_on_ledger, require_operator
 from node.rpc.port import Emit, NodePort
-from node.rpc.values import ChatChunk, LoadState, ModelInfo, SignedTransaction
+from node.rpc.values import ChatChunk, LoadState, ModelInfo, SignedTransaction, TierCheck
 
 CHUNK_NOTIFICATION = "chatCompletionChunk"
 """What a stream sends for each chunk of text: params {content}."""
@@ -139,8 +140,8 @@ def find_active_model(node: NodePort, model_id: ModelId, version: Version | None
     return model
 
 
-async def require_tier(node: NodePort, account: Address, model: ModelInfo) -> None:
-    """Take the decision on the ledger, and raise NotAllowed when it is no."""
+async def require_tier(node: NodePort, account: Address, model: ModelInfo) -> TierCheck:
+    """The decision, taken on the ledger. Raises NotAllowed when it is no."""
     require_on_ledger(node, account)
     check = await node.check_tier(account, model.model_id, model.version)
     if not check.granted:
@@ -149,6 +150,7 @@ async def require_tier(node: NodePort, account: Address, model: ModelInfo) -> No
             f"{model.model_id} needs tier {check.required} or higher and account {shown} holds {check.held or 'none'} "
             f"(check 0x{check.transaction_hash.hex()}): an admin runs `aigen tier grant {shown} {check.required}`"
         )
+    return check
 
 
 def require_admin(node: NodePort, transaction: SignedTransaction) -> None:
@@ -345,16 +347,19 @@ async def chat_completion(node: NodePort, context: Context, given: params.ChatPa
         raise BadInput("a stream needs a POST of its own, with named params and an id: not in a batch or a WebSocket")
     parameters = given.parameters()
     model = find_active_model(node, given.model_id, given.version)
-    await require_tier(node, account, model)
-    done = await node.chat(
-        account,
-        model.model_id,
-        model.version,
+    check = await require_tier(node, account, model)
+    answered = await node.chat(
+        check,
         prompt=given.messages,
         parameters=parameters,
         emit=None if context.notify is None else _emitter(context.notify),
+        receipt_id=receipts.new_id(),
     )
-    return answers.completion(model, done)
+    return answers.completion(model, answered)
+
+
+async def get_receipt(node: NodePort, context: Context, given: receipts.ReceiptParams) -> Any:
+    return receipts.find(node, context.caller, given.receipt_id)
 
 
 def _emitter(notify: Notify) -> Emit:
@@ -386,6 +391,7 @@ HANDLERS: tuple[Handler[Any], ...] = (
     Handler("listShards", params.HeldParams, list_shards),
     Handler("checkTier", params.CheckTierParams, check_tier),
     Handler("chatCompletion", params.ChatParams, chat_completion),
+    Handler("getReceipt", receipts.ReceiptParams, get_receipt),
     Handler("loadModel", params.LoadParams, load_model),
     Handler("unloadModel", params.ModelParams, unload_model),
     Handler("verifyShards", params.HeldParams, verify_shards),

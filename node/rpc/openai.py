@@ -7,7 +7,6 @@ Owns the routes and how a refusal reads there. Knows no engine.
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,8 +16,7 @@ from starlette.routing import Route
 
 from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotFound, Refused
 from contracts.types import Address, ModelId, Version
-from node.inference.spec import Completion
-from node.rpc import jsonrpc, openai_values
+from node.rpc import jsonrpc, openai_values, receipts
 from node.rpc.caller import Caller, require_known
 from node.rpc.guard import Receive, Scope, Send
 from node.rpc.limits import RpcLimits
@@ -28,7 +26,7 @@ from node.rpc.port import Emit, NodePort
 from node.rpc.sse import event, event_stream, until_gone
 from node.rpc.turned import Turned
 from node.rpc.untrusted import NotJson, decode_json
-from node.rpc.values import ChatChunk, LoadState, ModelInfo
+from node.rpc.values import Answered, ChatChunk, LoadState, ModelInfo
 
 log = logging.getLogger("aigen.rpc")
 
@@ -116,15 +114,23 @@ class OpenAI:
         asked = openai_values.decode(body, kind)
         account = require_known(self._node, caller, request.url.path)
         model = find_active_model(self._node, *asked.model_key)
-        form = Form(asked, model, secrets.token_hex(12), int(self._clock()))
-        return Completing(self._node, self._door, account, model, asked, form)
+        receipt_id = receipts.new_id()
+        form = Form(asked, model, receipt_id, int(self._clock()))
+        return Completing(self._node, self._door, account, model, asked, form, receipt_id)
 
 
 class Completing(Response):
     """Answers and sends; stops at once when the client leaves."""
 
     def __init__(
-        self, node: NodePort, door: Door, account: Address, model: ModelInfo, asked: Asked, form: Form
+        self,
+        node: NodePort,
+        door: Door,
+        account: Address,
+        model: ModelInfo,
+        asked: Asked,
+        form: Form,
+        receipt_id: str,
     ) -> None:
         super().__init__()
         self._node = node
@@ -133,6 +139,8 @@ class Completing(Response):
         self._model = model
         self._asked = asked
         self._form = form
+        self._receipt_id = receipt_id
+        self._announced = receipts.announced(node, receipt_id)
         self._prompt = asked.prompt()
         self._parameters = asked.parameters()
 
@@ -156,14 +164,15 @@ class Completing(Response):
 
     async def _whole(self) -> Response:
         try:
-            done = await self._ask(None)
+            answered = await self._ask(None)
         except Refused as refusal:
             return refused(refusal)
-        return _json(self._form.whole(done.text, done.finish_reason, done.usage))
+        done, headers = answered.completion, {**self._announced, **receipts.carried(answered.receipt)}
+        return _json(self._form.whole(done.text, done.finish_reason, done.usage), headers=headers)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The status is sent with the first news: what is refused before has one that says so."""
-        async with event_stream(send, self._door.limits.keep_alive_s) as stream:
+        async with event_stream(send, self._door.limits.keep_alive_s, self._announced) as stream:
             before = self._form.begin()
 
             async def say(content: dict[str, Any]) -> None:
@@ -180,29 +189,31 @@ class Completing(Response):
                     await stream.write(_progress(news))
 
             try:
-                done = await self._ask(emit)
+                answered = await self._ask(emit)
             except Refused as refusal:
                 if stream.is_begun:
                     await stream.write(event(jsonrpc.encode(problem(refusal)[1])))
                 else:
                     await refused(refusal)(scope, receive, send)
                 return
+            done = answered.completion
             await say(self._form.end(done.finish_reason))
             if self._asked.wants_usage:
                 await say(self._form.counted(done.usage))
+            if answered.receipt is not None:
+                await stream.write(receipts.comment(answered.receipt))
             await stream.write(DONE)
 
-    async def _ask(self, emit: Emit | None) -> Completion:
+    async def _ask(self, emit: Emit | None) -> Answered:
         """Raises Refused."""
         try:
-            await require_tier(self._node, self._account, self._model)
+            check = await require_tier(self._node, self._account, self._model)
             return await self._node.chat(
-                self._account,
-                self._model.model_id,
-                self._model.version,
+                check,
                 prompt=self._prompt,
                 parameters=self._parameters,
                 emit=emit,
+                receipt_id=self._receipt_id,
             )
         except Refused:
             raise

@@ -14,9 +14,11 @@ from contracts.types import Address, ModelId, TransactionHash, Version
 from ledger.proof import Proof
 from ledger.prover import Shows
 from node.agreement import StateMark
-from node.inference.spec import Completion, Parameters, Prompt
+from node.inference.spec import Parameters, Prompt
+from node.receipts import Receipt
 from node.rpc.values import (
     AccountInfo,
+    Answered,
     AuthorityInfo,
     BlockInfo,
     CatalogueEntry,
@@ -99,6 +101,13 @@ class NodePort(Protocol):
 
     def held_shards(self) -> tuple[HeldShard, ...]: ...
 
+    @property
+    def gives_receipts(self) -> bool:
+        """Whether answers carry a receipt."""
+
+    def answer_receipt(self, receipt_id: str) -> Receipt | None:
+        """One of the newest; None when it is not among them, or its answer has not ended."""
+
     # Acts
 
     def decode_transaction(self, raw: bytes) -> SignedTransaction:
@@ -128,16 +137,15 @@ class NodePort(Protocol):
 
     async def chat(
         self,
-        account: Address,
-        model_id: ModelId,
-        version: Version,
+        check: TierCheck,
         *,
         prompt: Prompt,
         parameters: Parameters,
         emit: Emit | None,
-    ) -> Completion:
-        """Answer a prompt, loading the model first when it is not. The tier was checked by the caller.
+        receipt_id: str,
+    ) -> Answered:
+        """Answer a prompt, loading the model first when it is not. `check` let the account use the model.
 
-        With `emit`, every chunk of text goes out as it comes (and LoadState while loading); the returned Completion
-        has the whole text either way. Cancelling stops the generation at the next token.
+        With `emit`, every chunk of text goes out as it comes (and LoadState while loading); what is returned has the
+        whole text either way. Cancelling stops the generation at the next token; there is no receipt then.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -16,8 +16,9 @@ KEEP_ALIVE_COMMENT = b": waiting\n\n"
 class EventStream:
     """Begins with its first event, whichever task writes it."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, headers: Mapping[str, str]) -> None:
         self._send = send
+        self._headers = headers
         self._one_at_a_time = trio.Lock()
         self._begun = trio.Event()
 
@@ -29,7 +30,7 @@ class EventStream:
         """Send an event; waits while the client reads slowly."""
         async with self._one_at_a_time:
             if not self.is_begun:
-                headers = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+                headers = [(name.encode(), value.encode()) for name, value in self._headers.items()]
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
                 self._begun.set()
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
@@ -43,9 +44,11 @@ class EventStream:
 
 
 @asynccontextmanager
-async def event_stream(send: Send, keep_alive_s: float) -> AsyncIterator[EventStream]:
+async def event_stream(
+    send: Send, keep_alive_s: float, headers: Mapping[str, str] | None = None
+) -> AsyncIterator[EventStream]:
     """A stream that ends with the block; nothing is sent if nothing was written."""
-    stream = EventStream(send)
+    stream = EventStream(send, {**HEADERS, **(headers or {})})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stream.keep_alive, keep_alive_s)
         yield stream

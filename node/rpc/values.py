@@ -8,10 +8,12 @@ import msgspec
 
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger.consensus import ConsensusStatistics
+from node.inference.spec import Completion
 from node.network.fetching.statistics import FetcherStatistics
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.quota import QuotaStatistics
+from node.receipts import Receipt
 
 Backend = Literal["peer", "http", "ipfs"]
 """How a location is fetched."""
@@ -120,7 +122,8 @@ class TierInfo(msgspec.Struct, frozen=True):
 
 
 class TierCheck(msgspec.Struct, frozen=True):
-    """A decision recorded on the ledger. `held` is None when the account had no tier; `until` in Unix seconds."""
+    """A decision recorded on the ledger, in a block. `held` is None when the account had no tier; `until` in Unix
+    seconds."""
 
     account: Address
     model_id: ModelId
@@ -130,6 +133,7 @@ class TierCheck(msgspec.Struct, frozen=True):
     granted: bool
     until: int
     transaction_hash: TransactionHash
+    block_number: int
 
 
 class SignedTransaction(msgspec.Struct, frozen=True):
@@ -309,6 +313,13 @@ class ShardCheck(msgspec.Struct, frozen=True):
     shard_index: int
     pieces_checked: int
     bad_pieces: tuple[int, ...]
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A whole answer, and its receipt unless this node gives none."""
+
+    completion: Completion
+    receipt: Receipt | None
 
 
 class ChatChunk(msgspec.Struct, frozen=True):

@@ -35,11 +35,13 @@ from node.leases import Leases
 from node.loading import Loading
 from node.network.control import ControlStatistics, PeerStatus
 from node.network.fetching.statistics import FetcherStatistics
+from node.network.identity import NodeIdentity
 from node.network.sources import PeerSource, Source
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.questions import Questions
 from node.quota import Quota
+from node.receipts import Receipts
 from node.registry import Model
 from node.replication import Replication
 from node.service import Service, Steps
@@ -53,6 +55,8 @@ OURS = NodeId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 THEIRS = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
 OPERATOR = Address(b"\x11" * 20)
 LEASE_S = 3_600
+CHAIN_ID = 41_000
+GENESIS_HASH = b"\x0e" * 32
 DATA_ENDPOINT = "aigen+tls://127.0.0.1:9946"
 TIERS = (Tier("basic", 1, 8, concurrent_answers=2, tokens_per_minute=1_500), Tier("unlimited", 3, 8, 0, 0))
 
@@ -222,19 +226,26 @@ def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Sur
 
 
 class FakeAnswer:
-    """Says every message again, a token each, when `gate` lets it; the prompt is a token each too."""
+    """Says every message again, a token each, and ends when `gate` lets it; the prompt is a token each too."""
 
     def __init__(self, prompt: tuple[Message, ...], gate: trio.Event) -> None:
         self.tokens = len(prompt)
-        self._prompt = prompt
+        self._left: list[Chunk] = [Chunk(message.content) for message in prompt]
+        self._last: list[Chunk] = [Chunk("", "stop", Usage(len(prompt), len(prompt)))]
         self._gate = gate
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        for message in self._prompt:
+    def __aiter__(self) -> FakeAnswer:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        await trio.lowlevel.checkpoint()
+        if self._left:
             self.tokens += 1
-            yield Chunk(message.content)
+            return self._left.pop(0)
         await self._gate.wait()
-        yield Chunk("", "stop", Usage(len(self._prompt), len(self._prompt)))
+        if not self._last:
+            raise StopAsyncIteration
+        return self._last.pop()
 
 
 class FakeEngine:
@@ -277,6 +288,10 @@ class FakeEngine:
         """It goes, as another model's load may have it go."""
         del self._models[key]
 
+    def load_in(self, key: str, precision: str) -> None:
+        """What is loaded is so in another precision from now on."""
+        self._models[key] = msgspec.structs.replace(self._models[key], precision=precision)
+
     def loaded(self) -> tuple[LoadedModel, ...]:
         return tuple(self._models.values())
 
@@ -297,11 +312,16 @@ class FakeLedger:
     def __init__(self, replay: FakeReplay) -> None:
         self._replay = replay
         self.enrolled = True
+        self.blocks: dict[TransactionHash, int] = {}
+        """Where transactions are."""
         self.config = SimpleNamespace(network=SimpleNamespace(name="test"))
 
     @property
     def head(self) -> Any:
         return SimpleNamespace(number=self._replay.number)
+
+    def receipt(self, transaction_hash: TransactionHash) -> Any:
+        return SimpleNamespace(block_number=self.blocks.get(transaction_hash, self._replay.number))
 
     async def wait_head(self, after: int) -> Any:
         await self._replay.wait_change(after)
@@ -351,17 +371,21 @@ def service(
     """The real service over the fakes."""
     loading = Loading(around.replication, engine, nursery)  # type: ignore[arg-type]
     quota = Quota(TIERS, OPERATOR, 8, trio.current_time)
+    ledger: Any = FakeLedger(around.replay)
+    config = config or Config()
+    receipts = Receipts(NodeIdentity.generate(), CHAIN_ID, GENESIS_HASH) if config.inference.receipts else None
     return Service(
-        config=config or Config(),
+        config=config,
         node_id=OURS,
         endpoints=(DATA_ENDPOINT,),
-        ledger=FakeLedger(around.replay),  # type: ignore[arg-type]
+        ledger=ledger,
         replay=around.replay,  # type: ignore[arg-type]
         store=around.store,
         replication=around.replication,
         engine=engine,  # type: ignore[arg-type]
         loading=loading,
-        questions=Questions(around.replay, around.replication, loading, engine, quota),  # type: ignore[arg-type]
+        questions=Questions(around.replay, around.replication, loading, engine, ledger, quota, receipts),  # type: ignore[arg-type]
+        receipts=receipts,
         wallet=around.wallet,  # type: ignore[arg-type]
         control=(control or FakeControl()).statistics,
         consensus=FakeConsensus(),  # type: ignore[arg-type]

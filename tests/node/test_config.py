@@ -61,10 +61,12 @@ def test_variables_of_every_kind(path: Path) -> None:
         "AIGEN_STORAGE_SCRUB_INTERVAL_S": "1.5",
         "AIGEN_NETWORK_PLAIN_TCP": "true",
         "AIGEN_INFERENCE_QUANTIZATION": "int8",
+        "AIGEN_INFERENCE_RECEIPTS": "false",
         "AIGEN_PASSWORD": "of something else",
     }
     found = load(path, environment)
     assert found.inference.quantization == "int8"
+    assert (found.inference.receipts, load(path).inference.receipts) == (False, True)
     assert found.node.role == "gateway"
     assert found.network.bootstrap == ("a", "b")
     assert found.storage.scrub_interval_s == 1.5

@@ -6,6 +6,7 @@ One network for the whole module; the tests run in the order they stand, each le
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -161,6 +162,7 @@ def test_tiers_decide_and_the_decision_is_on_every_ledger(cluster: Cluster) -> N
             "the check is on C's ledger",
             (b, c),
         )
+        assert check["block_number"] == receipt["block_number"]
         events = [event for event in receipt["events"] if event["name"] == "TierChecked"]
         assert [event["fields"]["account"] for event in events] == [cluster.accounts[name]]
         found[name] = events[0]["fields"]["granted"]
@@ -182,6 +184,33 @@ def test_what_a_node_proves_holds_without_one(cluster: Cluster, tmp_path: Path) 
     assert shard["event"]["fields"]["node_id"] == c.node_id
     assert 2 in shard["event"]["fields"]["shard_indices"]
     assert shard["sender"] == cluster.accounts["c"]
+
+
+def test_an_answers_receipt_holds_against_what_the_ledger_says(cluster: Cluster, tmp_path: Path) -> None:
+    b = cluster.nodes["b"]
+    alice = token(cluster, "alice")
+    done = b.cli("chat", MODEL, QUESTION[0]["content"], "--max-tokens", 3, "--token", alice, "--json").json
+    receipt = done["receipt"]
+    files = {"receipt": receipt, "prompt": QUESTION}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "answer").write_text(done["message"]["content"])
+    assert b.cli("proof", "model", MODEL, "--out", tmp_path / "model").status == 0
+    assert b.cli("proof", "shard", MODEL, 0, b.node_id, "--out", tmp_path / "shard").status == 0
+    told = aigen(
+        *("receipt", "check", tmp_path / "receipt", "--node-id", b.node_id, "--genesis", cluster.genesis),
+        *("--prompt", tmp_path / "prompt", "--answer", tmp_path / "answer"),
+        *("--proof", tmp_path / "model", "--proof", tmp_path / "shard", "--json"),
+    ).json
+    assert told["receipt"] == receipt
+    assert len(told["proven"]) == 2
+    assert (receipt["account"], receipt["precision"]) == (cluster.accounts["alice"], "fp32")
+    check = b.ask("getTransactionReceipt", transaction_hash=receipt["check_transaction_hash"])
+    assert check["block_number"] == receipt["check_block_number"]
+    assert [event["fields"]["account"] for event in check["events"]] == [cluster.accounts["alice"]]
+    got = b.cli("receipt", "get", receipt["receipt_id"], "--token", alice, "--json")
+    assert got.json == receipt
+    b.cli("receipt", "get", receipt["receipt_id"], "--token", token(cluster, "guest")).refused("of yours here")
 
 
 # Damage

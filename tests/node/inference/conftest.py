@@ -7,3 +7,11 @@ import torch
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=[True, False], ids=["bf16-cpu", "other-cpu"])
+def multiplies_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """As on a CPU that has instructions for bf16, and as on one that has not."""
+    has: bool = request.param
+    monkeypatch.setattr("node.inference.products.multiplies_bf16", lambda: has)
+    return has

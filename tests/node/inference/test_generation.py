@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from node.inference.decoder import PREFILL_ROWS_MAX
+from node.inference.decoder import STEPS_EACH_MAX, Part, finished
 from node.inference.loading import MappedModel
 from node.inference.memory import KeyValues
 from node.inference.sampling import Sampler
 from node.inference.spec import Chunk, Message, Parameters
 
 from . import tiny
-from .alone import answer, fed
+from .alone import answer, fed, stepped
 
 PROMPT = [5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4
 
@@ -45,7 +45,7 @@ def test_logits_of_a_prompt_and_of_each_step(loaded: MappedModel, reference: tor
         logits = fed(decoder, PROMPT[:split], memory)
         torch.testing.assert_close(logits, expected[split - 1], rtol=1e-4, atol=1e-4)
         for place in range(split, len(PROMPT)):
-            logits = decoder.step(PROMPT[place], memory)
+            logits = stepped(decoder, PROMPT[place], memory)
             torch.testing.assert_close(logits, expected[place], rtol=1e-4, atol=1e-4)
 
 
@@ -53,10 +53,8 @@ def test_logits_of_a_prompt_and_of_each_step(loaded: MappedModel, reference: tor
 def test_a_prompt_in_several_parts_is_the_same(
     loaded: MappedModel, reference: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(PROMPT) < PREFILL_ROWS_MAX
-    monkeypatch.setattr("node.inference.decoder.PREFILL_ROWS_MAX", 7)
     decoder = loaded.runnable.decoder
-    logits = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
+    logits = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)), 7)
     expected = reference(torch.tensor([PROMPT])).logits[0, -1]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
@@ -73,7 +71,7 @@ def test_steps_of_several_conversations_together_are_those_of_each_alone(
         fed(decoder, PROMPT[: number + 1], memory)
     for _ in range(12):
         tokens = [PROMPT[memory.length] for memory in memories]
-        logits = decoder.steps(tokens, memories)
+        logits = decoder.step([Part([token], memory) for token, memory in zip(tokens, memories, strict=True)])
         for row, memory in zip(logits, memories, strict=True):
             expected = reference(torch.tensor([PROMPT[: memory.length]])).logits[0, -1]
             torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
@@ -82,7 +80,9 @@ def test_steps_of_several_conversations_together_are_those_of_each_alone(
 @torch.inference_mode()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("name", tiny.MODELS)
-def test_half_precision_stays_close_to_the_exact_answer(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+def test_half_precision_stays_close_to_the_exact_answer(
+    tmp_path: Path, name: str, dtype: torch.dtype, multiplies_bf16: bool
+) -> None:
     # Measured against fp32 with the same (rounded) weights: we must not be further from it than transformers is.
     half = tiny.save(tmp_path / "half", name, dtype)
     decoder = MappedModel(tiny.cut(half, tmp_path / "shards", 16384)).runnable.decoder
@@ -90,10 +90,31 @@ def test_half_precision_stays_close_to_the_exact_answer(tmp_path: Path, name: st
     exact = AutoModelForCausalLM.from_pretrained(half, dtype=torch.float32).eval()(torch.tensor([PROMPT])).logits[0]
     their_error = (theirs(torch.tensor([PROMPT])).logits[0, 1:].float() - exact[1:]).abs().mean()
     memory = KeyValues(decoder.shape, len(PROMPT))
-    ours = torch.stack([decoder.step(token, memory) for token in PROMPT])[1:]
+    ours = torch.stack([stepped(decoder, token, memory) for token in PROMPT])[1:]
     assert (ours - exact[1:]).abs().mean() <= their_error * 1.1
     prefilled = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
     assert (prefilled - exact[-1]).abs().mean() <= their_error * 1.1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_in_bf16_answers_do_not_depend_on_what_is_answered_beside_them(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit: prompts where products of many rows are in bf16 too, and steps of as many as are made one by one."""
+    count = STEPS_EACH_MAX
+    monkeypatch.setattr("node.inference.products.multiplies_bf16", lambda: True)
+    directory = tiny.save(tmp_path / "bf16", name, torch.bfloat16)
+    decoder = MappedModel(tiny.cut(directory, tmp_path / "shards", 16384)).runnable.decoder
+    memories = [KeyValues(decoder.shape, 64) for _ in range(count)]
+    tokens = [[*PROMPT[:13], number] for number in range(count)]
+    parts = [Part(one, memory) for one, memory in zip(tokens, memories, strict=True)]
+    together = finished(decoder.feed(parts))
+    together_next = decoder.step([Part([7], memory) for memory in memories])
+    for number in range(count):
+        memory = KeyValues(decoder.shape, 64)
+        assert torch.equal(together[number], fed(decoder, tokens[number], memory))
+        assert torch.equal(together_next[number], decoder.step([Part([7], memory)])[0])
 
 
 @torch.inference_mode()

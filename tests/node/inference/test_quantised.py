@@ -23,7 +23,7 @@ from node.inference.quantised import HEADER, HEADER_BYTES
 from node.inference.spec import ModelSpec
 
 from . import tiny
-from .alone import fed
+from .alone import fed, stepped
 from .quantised import MANIFEST, SIZES, load, placed, prepare, rounded
 
 PROMPT = [5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4
@@ -75,8 +75,8 @@ def test_logits_are_those_of_the_rounded_weights(
     # What products in bf16 alone cost transformers, with the same weights.
     theirs = rounded_model.to(torch.bfloat16)(torch.tensor([PROMPT])).logits[0].float()
     bound = 1.1 * (theirs - exact)[1:].abs().mean()
-    stepped = torch.stack([decoder.step(token, memory) for token in PROMPT])
-    assert (stepped - exact)[1:].abs().mean() <= bound
+    logits = torch.stack([stepped(decoder, token, memory) for token in PROMPT])
+    assert (logits - exact)[1:].abs().mean() <= bound
     for count in (len(PROMPT), 10):
         prefilled = fed(decoder, PROMPT[:count], KeyValues(decoder.shape, len(PROMPT)))
         assert (prefilled - exact[count - 1]).abs().mean() <= bound, count
@@ -94,7 +94,7 @@ def test_logits_are_near_those_in_fp32(tmp_path: Path, name: str, precision: Pre
     exact = AutoModelForCausalLM.from_pretrained(directory).eval()(torch.tensor([PROMPT])).logits[0]
     decoder = load(spec, precision).runnable.decoder
     memory = KeyValues(decoder.shape, len(PROMPT))
-    logits = torch.stack([decoder.step(token, memory) for token in PROMPT])
+    logits = torch.stack([stepped(decoder, token, memory) for token in PROMPT])
     assert (logits - exact).abs().mean() <= BOUNDS[precision] * exact.std()
 
 

@@ -17,6 +17,7 @@ from node.inference.memory import KeyValues
 from node.inference.weights import BuiltModel, build
 
 from . import tiny
+from .alone import stepped
 
 TOKENS = torch.tensor([[5, 300, 17, 42, 99, 7, 260, 301, 8, 11, 400] * 4])
 
@@ -50,7 +51,7 @@ def test_weights_that_are_not_aligned_are_copied_and_counted(tmp_path: Path) -> 
     decoder = model.runnable.decoder
     theirs = AutoModelForCausalLM.from_pretrained(directory).eval()
     with torch.inference_mode():
-        logits = decoder.step(5, KeyValues(decoder.shape, 1))
+        logits = stepped(decoder, 5, KeyValues(decoder.shape, 1))
         torch.testing.assert_close(logits, theirs(torch.tensor([[5]])).logits[0, 0], rtol=1e-4, atol=1e-4)
 
 

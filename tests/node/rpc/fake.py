@@ -6,6 +6,7 @@ import hashlib
 
 import msgspec
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from contracts.calls import RegisterModel, SetCoreModel, decode_call
 from contracts.errors import BadInput, Busy, Conflict
@@ -19,9 +20,11 @@ from ledger.stopwatch import OwnBlocks
 from node.agreement import StateMark
 from node.inference.spec import Completion, Parameters, Prompt, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
+from node.network.identity import NodeIdentity
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.quota import QuotaStatistics
+from node.receipts import Receipt, Receipts
 from node.rpc import port, values
 
 CHAIN_ID = 41_000
@@ -36,6 +39,8 @@ BASIC = Key.from_secret(b"\x03" * 32)
 PRO = Key.from_secret(b"\x04" * 32)
 TIERLESS = Key.from_secret(b"\x05" * 32)
 STRANGER = Key.from_secret(b"\x06" * 32)
+
+IDENTITY = NodeIdentity(Ed25519PrivateKey.from_private_bytes(b"\x07" * 32))
 
 RANKS = {"basic": 1, "pro": 2}
 
@@ -107,6 +112,7 @@ class FakeNode:
         self.chats_begun = trio.Event()
         self.chats_cancelled = 0
         self.words: trio.Semaphore | None = None
+        self.written: Receipts | None = Receipts(IDENTITY, CHAIN_ID, GENESIS_HASH, clock=lambda: NOW)
 
     @staticmethod
     def _account(
@@ -259,6 +265,13 @@ class FakeNode:
             for index, shard_hash in enumerate(info.shard_hashes)
         )
 
+    @property
+    def gives_receipts(self) -> bool:
+        return self.written is not None
+
+    def answer_receipt(self, receipt_id: str) -> Receipt | None:
+        return None if self.written is None else self.written.find(receipt_id)
+
     def decode_transaction(self, raw: bytes) -> values.SignedTransaction:
         decoded = transactions.decode(raw, CHAIN_ID, GAS_LIMIT)
         return values.SignedTransaction(decoded.hash, decoded.sender, decoded.nonce, decoded.to, decoded.data)
@@ -306,7 +319,10 @@ class FakeNode:
         held, required = self.account(account).tier, self._models[model_id, version].minimum_tier
         granted = held is not None and RANKS[held] >= RANKS[required]
         transaction_hash = TransactionHash(sha(f"check {len(self.checks)}"))
-        check = values.TierCheck(account, model_id, version, held, required, granted, NOW + 3600, transaction_hash)
+        number = 7 + len(self.checks)
+        check = values.TierCheck(
+            account, model_id, version, held, required, granted, NOW + 3600, transaction_hash, number
+        )
         self.checks.append(check)
         return check
 
@@ -346,16 +362,15 @@ class FakeNode:
 
     async def chat(
         self,
-        account: Address,
-        model_id: ModelId,
-        version: Version,
+        check: values.TierCheck,
         *,
         prompt: Prompt,
         parameters: Parameters,
         emit: port.Emit | None,
-    ) -> Completion:
+        receipt_id: str,
+    ) -> values.Answered:
         """Says the last message again, a word at a time; `words` is a semaphore that lets each one go."""
-        assert self.account(account).tier is not None, "the caller checks the tier"
+        assert check.granted, "the caller checks the tier"
         said = prompt if isinstance(prompt, str) else prompt[-1].content
         if said == "crash":
             raise KeyError("/secret/path")
@@ -363,7 +378,7 @@ class FakeNode:
             raise Busy("200 left of the 40000 a minute of tier basic: try again in 17 s", 17)
         if said == "two lines":
             raise BadInput("first\nsecond")
-        state = await self.load_model(model_id, version, wait=True)
+        state = await self.load_model(check.model_id, check.version, wait=True)
         words = said.split()[: parameters.max_tokens]
         if emit is not None:
             async with trio.open_nursery() as nursery:  # in a task of its own, as the service does
@@ -379,4 +394,19 @@ class FakeNode:
             self.chats_cancelled += 1
             raise
         prompt_tokens = len((prompt if isinstance(prompt, str) else " ".join(one.content for one in prompt)).split())
-        return Completion(" ".join(words), "stop", Usage(prompt_tokens, len(words)))
+        done = Completion(" ".join(words), "stop", Usage(prompt_tokens, len(words)))
+        if self.written is None:
+            return values.Answered(done, None)
+        receipt = self.written.write(
+            receipt_id,
+            account=check.account,
+            model_id=check.model_id,
+            version=check.version,
+            manifest_hash=self._models[check.model_id, check.version].manifest_hash,
+            precision="bf16",
+            check=(check.transaction_hash, check.block_number),
+            prompt=prompt,
+            parameters=parameters,
+            done=done,
+        )
+        return values.Answered(done, receipt)

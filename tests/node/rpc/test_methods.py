@@ -1,16 +1,21 @@
 """Every method: what it answers, who may ask, and how it refuses. Through the dispatcher, over the fake node."""
 
+import json
+
 import msgspec
 import pytest
 
 from contracts.calls import SetCoreModel
 from contracts.types import Address
+from node import receipts
+from node.inference.spec import Message
 from node.rpc import jsonrpc, methods
 from node.rpc.caller import NOBODY, Caller
 
 from .fake import (
     ADMIN,
     BASIC,
+    IDENTITY,
     NODE_ID,
     NOW,
     OPERATOR,
@@ -423,6 +428,7 @@ async def test_check_tier_is_recorded_once():
         "granted": True,
         "until": NOW + 3600,
         "transaction_hash": hexed(sha("check 0")),
+        "block_number": 7,
     }
     assert await result(node, "checkTier", {"model_id": "mistral-7b"}, as_(BASIC)) == check
     assert len(node.checks) == 1
@@ -470,6 +476,7 @@ async def test_free_space():
 
 async def test_chat_completion():
     node = FakeNode()
+    node.written = None
     assert await result(node, "chatCompletion", CHAT, as_(BASIC)) == {
         "model_id": "mistral-7b",
         "version": "1",
@@ -526,6 +533,55 @@ async def test_chat_by_tier():
 
 async def test_a_stream_needs_someone_to_send_to():
     assert (await refusal(FakeNode(), "chatCompletion", {**CHAT, "stream": True}))[0] == BAD_INPUT
+
+
+# Receipts
+
+
+async def test_an_answer_carries_its_receipt():
+    node = FakeNode()
+    receipt = (await result(node, "chatCompletion", CHAT, as_(BASIC)))["receipt"]
+    found = receipts.decode(json.dumps(receipt).encode())
+    assert found.node_id == IDENTITY.node_id
+    assert (receipt["account"], receipt["model_id"], receipt["version"]) == (hexed(BASIC.address), "mistral-7b", "1")
+    assert (receipt["check_transaction_hash"], receipt["check_block_number"]) == (hexed(sha("check 0")), 7)
+    assert receipt["prompt_hash"] == receipts.prompt_hash((Message("user", "one two three"),))
+    assert receipt["answer_hash"] == hexed(sha("one two three"))
+    asked = {"receipt_id": receipt["receipt_id"]}
+    assert len(bytes.fromhex(receipt["receipt_id"])) == 16
+    for caller in (as_(BASIC), AS_OPERATOR):
+        assert await result(node, "getReceipt", asked, caller) == receipt
+    again = (await result(node, "chatCompletion", CHAT, as_(BASIC)))["receipt"]
+    assert again["receipt_id"] != receipt["receipt_id"]
+
+
+async def test_a_receipt_is_nobody_elses():
+    node = FakeNode()
+    receipt = (await result(node, "chatCompletion", CHAT, as_(BASIC)))["receipt"]
+    asked = {"receipt_id": receipt["receipt_id"]}
+    code, line = await refusal(node, "getReceipt", asked, as_(PRO))
+    assert (code, line) == await refusal(node, "getReceipt", asked, as_(STRANGER))
+    assert code == NOT_FOUND
+    assert line.replace(receipt["receipt_id"], "x") == (await refusal(node, "getReceipt", ["x"]))[1]
+    assert "has written 10,000 later ones" in line
+    assert (await refusal(node, "getReceipt", asked, NOBODY))[0] == NOT_ALLOWED
+
+
+async def test_who_lost_the_tier_still_gets_the_receipt():
+    node = FakeNode()
+    receipt = (await result(node, "chatCompletion", CHAT, as_(BASIC)))["receipt"]
+    node._accounts.clear()
+    assert await result(node, "getReceipt", [receipt["receipt_id"]], as_(BASIC)) == receipt
+
+
+async def test_receipts_switched_off():
+    node = FakeNode()
+    receipt = (await result(node, "chatCompletion", CHAT))["receipt"]
+    node.written = None
+    assert "receipt" not in await result(node, "chatCompletion", CHAT)
+    code, line = await refusal(node, "getReceipt", [receipt["receipt_id"]])
+    assert code == NOT_FOUND
+    assert "inference.receipts is false" in line
 
 
 # Errors

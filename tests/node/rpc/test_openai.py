@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import trio
 
 from ledger.keys import Key
+from node import receipts
+from node.inference.spec import Message
 from node.rpc import token
 from node.rpc.jsonrpc import INTERNAL_ERROR_MESSAGE
 from node.rpc.limits import RpcLimits
 from tests.tools import npm_libraries, run_node
 
-from .fake import BASIC, CHAIN_ID, NOW, OPERATOR, STRANGER, FakeNode
+from .fake import BASIC, CHAIN_ID, IDENTITY, NOW, OPERATOR, STRANGER, FakeNode
 from .wire import Served, connect, request, send, serving
 
 HERE = Path(__file__).parent
@@ -126,6 +129,7 @@ async def test_the_client_for_javascript() -> None:
         "whole": ["one two", "stop", 5],
         "parts": ["", "one", " two", " three", None],
         "usage": 6,
+        "receipt": [True, True],
         "helped": "one two three",
         "text": "four five",
         "refusals": [
@@ -134,6 +138,84 @@ async def test_the_client_for_javascript() -> None:
             ["AuthenticationError", 401, "invalid_api_key", None],
         ],
     }
+
+
+# Receipts
+
+
+async def test_a_whole_answer_has_its_receipt_in_a_header() -> None:
+    node = FakeNode()
+    async with serving(node) as served:
+        completions = client(served).chat.completions
+        raw = await asked(partial(completions.with_raw_response.create, **said("one two three", seed=7)))
+        text = await asked(partial(client(served).completions.with_raw_response.create, model=MODEL, prompt="one"))
+    receipt = receipts.decode(raw.headers["x-aigen-receipt"].encode())
+    assert raw.headers["x-aigen-receipt-id"] == receipt.receipt_id
+    assert raw.parse().id == f"chatcmpl-{receipt.receipt_id}"
+    assert node.answer_receipt(receipt.receipt_id) == receipt
+    assert (receipt.node_id, receipt.account) == (IDENTITY.node_id, f"0x{OPERATOR.address.hex()}")
+    assert receipt.prompt_hash == receipts.prompt_hash((Message("user", "one two three"),))
+    assert receipt.answer_hash == receipts.answer_hash("one two three")
+    assert (receipt.parameters["seed"], receipt.parameters["temperature"]) == (7, 1)
+    other = receipts.decode(text.headers["x-aigen-receipt"].encode())
+    assert text.parse().id == f"cmpl-{other.receipt_id}"
+    assert other.prompt_hash == receipts.prompt_hash("one")
+
+
+async def test_a_stream_names_its_receipt_first_and_has_it_at_its_end() -> None:
+    node = FakeNode()
+    node.words = trio.Semaphore(0)
+    body = b'{"model": "mistral-7b", "stream": true, "messages": [{"role": "user", "content": "one"}]}'
+    async with serving(node) as served, await connect(served) as stream:
+        await stream.send_all(request(body, target="/v1/chat/completions"))
+        text = b""
+        while b"mistral-7b is loaded" not in text:
+            text += await stream.receive_some()
+        head = dict(line.split(": ", 1) for line in text.decode().split("\r\n\r\n")[0].splitlines()[1:])
+        receipt_id = head["x-aigen-receipt-id"]
+        assert "x-aigen-receipt" not in head
+        assert node.answer_receipt(receipt_id) is None
+        node.words.release()
+        while b"[DONE]" not in text:
+            text += await stream.receive_some()
+    lines = text.decode().split("\n\n")
+    (comment,) = [line for line in lines if ": x-aigen-receipt: " in line]
+    assert lines.index(comment) < next(at for at, line in enumerate(lines) if "[DONE]" in line)
+    receipt = receipts.decode(comment.partition(": x-aigen-receipt: ")[2].encode())
+    assert (receipt.receipt_id, node.answer_receipt(receipt_id)) == (receipt_id, receipt)
+    assert receipt.answer_hash == receipts.answer_hash("one")
+
+
+async def test_the_client_passes_over_the_receipt_in_a_stream() -> None:
+    async with serving() as served:
+        create = partial(client(served).chat.completions.with_raw_response.create, **said("one two"), stream=True)
+        raw = await asked(create)
+        chunks = await asked(lambda: list(raw.parse()))
+        receipt = served.node.answer_receipt(raw.headers["x-aigen-receipt-id"])
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "one two"
+    assert receipt is not None
+    assert chunks[0].id == f"chatcmpl-{receipt.receipt_id}"
+    assert receipt.answer_hash == receipts.answer_hash("one two")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_receipts_switched_off(stream: bool) -> None:
+    node = FakeNode()
+    node.written = None
+    body = json.dumps(said("one two", stream=stream)).encode()
+    async with serving(node) as served:
+        reply = await send(served, request(body, target="/v1/chat/completions"))
+    assert reply.status == 200
+    assert not [name for name in reply.headers if "receipt" in name]
+    assert b"receipt" not in reply.body
+
+
+async def test_a_refusal_has_no_receipt() -> None:
+    async with serving() as served:
+        body = json.dumps({**said("one"), "model": "codegen-16b"}).encode()
+        reply = await send(served, request(body, target="/v1/chat/completions"))
+    assert reply.status == 403
+    assert not [name for name in reply.headers if "receipt" in name]
 
 
 async def test_limits_and_versions_are_heeded() -> None:

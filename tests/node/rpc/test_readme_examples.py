@@ -94,6 +94,7 @@ async def test_fetch_in_a_listed_page():
     assert preflight.headers["access-control-allow-private-network"] == "true"
     assert len(reply.json["result"]["models"]) == 3
     assert reply.headers["access-control-allow-origin"] == "https://panel.example"
+    assert reply.headers["access-control-expose-headers"] == "x-aigen-receipt, x-aigen-receipt-id"
     assert reply.headers["vary"] == "origin"
 
 

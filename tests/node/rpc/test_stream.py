@@ -5,6 +5,7 @@ import json
 import pytest
 import trio
 
+from node import receipts
 from node.rpc.limits import RpcLimits
 
 from .fake import FakeNode
@@ -37,6 +38,7 @@ async def test_notifications_and_then_the_response():
     assert last["id"] == "abc"
     assert last["result"]["message"] == {"role": "assistant", "content": "one two three"}
     assert last["result"]["usage"]["total_tokens"] == 6
+    receipts.decode(json.dumps(last["result"]["receipt"]).encode())
 
 
 async def test_params_in_an_array():

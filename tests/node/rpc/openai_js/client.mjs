@@ -9,7 +9,9 @@ const messages = [{ role: "user", content: "one two three" }];
 const models = [];
 for await (const found of client.models.list()) models.push(found.id);
 
-const whole = await client.chat.completions.create({ model, messages, max_completion_tokens: 2 });
+const { data: whole, response } = await client.chat.completions
+  .create({ model, messages, max_completion_tokens: 2 })
+  .withResponse();
 
 const parts = [];
 const stream = await client.chat.completions.create({
@@ -43,6 +45,8 @@ console.log(
     whole: [whole.choices[0].message.content, whole.choices[0].finish_reason, whole.usage.total_tokens],
     parts,
     usage: usage.total_tokens,
+    receipt: [response.headers.get("x-aigen-receipt-id") === whole.id.replace("chatcmpl-", ""),
+      response.headers.has("x-aigen-receipt")],
     helped: helped.choices[0].message.content,
     text: text.choices[0].text,
     refusals: [
