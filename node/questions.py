@@ -159,17 +159,15 @@ class Questions:
         """What was used is told also when it fails or is cancelled."""
         name, weight = check.account.hex(), self._replay.state.tiers.weight(check.held or "")
         async with self._engine.generate(engine_key(model), prompt, parameters, name, weight) as answer:
-            texts = []
+            chunks = []
             try:
                 async for chunk in answer:
-                    texts.append(chunk.text)
-                    if emit is not None and chunk.text:
-                        await emit(ChatChunk(chunk.text))
+                    chunks.append(chunk)
+                    if emit is not None and (chunk.text or chunk.tokens):
+                        await emit(ChatChunk(chunk.text, chunk.tokens))
             finally:
                 use.tokens = answer.tokens
-            assert chunk.finish_reason is not None
-            assert chunk.usage is not None
-        return Completion("".join(texts), chunk.finish_reason, chunk.usage)
+        return Completion.of(chunks)
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:
         """Wait for a load, telling the asker how far it is. Raises why it failed."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
+from contracts.errors import BadInput
 from node.cli import common
 
 
@@ -25,6 +27,11 @@ from node.cli import common
     "--min-p", type=float, default=0.0, show_default=True, help="Sample from this part of the likeliest and more."
 )
 @click.option("--seed", type=int, help="The same seed gives the same sample.")
+@click.option(
+    "--schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with a JSON schema: the answer is JSON that fits it.",
+)
 @click.option("--receipt", "shows_receipt", is_flag=True, help="Say the id of each answer's receipt (`aigen receipt`).")
 @common.rpc_options
 @common.json_option
@@ -39,6 +46,7 @@ def chat(
     top_k: int,
     min_p: float,
     seed: int | None,
+    schema: Path | None,
     shows_receipt: bool,
     rpc_url: str,
     token: str | None,
@@ -54,6 +62,7 @@ def chat(
         "top_k": top_k,
         "min_p": min_p,
         "seed": seed,
+        "json_schema": None if schema is None else _read_schema(schema),
     }
     params = {name: value for name, value in given.items() if value is not None}
     messages = [{"role": "system", "content": system}] if system else []
@@ -66,6 +75,18 @@ def chat(
         messages.append({"role": "user", "content": line})
         answer = _answer(rpc, params, messages, as_json, shows_receipt)
         messages.append(answer["message"])
+
+
+def _read_schema(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BadInput(f"{path} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} holds no JSON object, and a JSON schema is one")
+    return found
 
 
 def _lines() -> Any:

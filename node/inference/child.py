@@ -40,7 +40,7 @@ from node.inference.frames import (
     encode,
     error_of,
 )
-from node.inference.spec import Chunk, Completion, LoadStep
+from node.inference.spec import Chunk, Completion, LoadStep, joined_chunk
 
 START_TIMEOUT_S = 180.0
 """Importing torch and transformers takes seconds on a warm machine, more on a cold and busy one."""
@@ -72,8 +72,7 @@ class Answer:
         self.tokens = 0
         """Of the prompt and the answer so far; none while it waits."""
         self._counted = counted
-        self._text: list[str] = []
-        self._last: Chunk | None = None
+        self._chunks: list[Chunk] = []
         self._error: Refused | None = None
         self._over = False
         self._news = trio.Event()
@@ -81,10 +80,9 @@ class Answer:
     def feed(self, chunk: Chunk, tokens: int) -> None:
         """The next chunk from the process, and how many tokens that makes."""
         self.tokens = tokens
-        self._text.append(chunk.text)
+        self._chunks.append(chunk)
         if chunk.finish_reason is not None:
             assert chunk.usage is not None
-            self._last = chunk
             self._counted.prompt_tokens += chunk.usage.prompt_tokens
             self._counted.completion_tokens += chunk.usage.completion_tokens
         self._news.set()
@@ -107,28 +105,20 @@ class Answer:
             self._over = True
             raise Busy(f"nothing of the answer came for {STALL_TIMEOUT_S:.0f} s; try again later")
         self._news = trio.Event()
-        text = "".join(self._text)
-        self._text.clear()
-        if self._last is not None:
-            self._over = True
-            return Chunk(text, self._last.finish_reason, self._last.usage)
-        if self._error is not None:
-            if text:
+        joined = joined_chunk(self._chunks)
+        self._chunks.clear()
+        self._over = joined.finish_reason is not None
+        if self._error is not None and not self._over:
+            if joined.text:
                 self._news.set()
-                return Chunk(text)
+                return joined
             self._over = True
             raise self._error
-        return Chunk(text)
+        return joined
 
     async def collect(self) -> Completion:
         """The whole answer."""
-        parts = []
-        async for chunk in self:
-            parts.append(chunk.text)
-            if chunk.finish_reason is not None:
-                assert chunk.usage is not None
-                return Completion("".join(parts), chunk.finish_reason, chunk.usage)
-        raise AssertionError("an answer without an end")
+        return Completion.of([chunk async for chunk in self])
 
 
 @dataclass

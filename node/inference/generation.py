@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from node.inference.decoder import Decoder, Part
+from node.inference.grammar import Grammar
 from node.inference.memory import KeyValues, Shape
 from node.inference.sampling import Sampler
-from node.inference.spec import Chunk, FinishReason, Parameters, Prompt, Usage
+from node.inference.spec import Chunk, DrawnToken, FinishReason, Parameters, Prompt, TokenLogprob, Usage
 from node.inference.tokenizing import GrowingText, StopStrings, Tokenizer
 
 
@@ -35,6 +36,10 @@ class Answering:
         self.tokens_max = len(self.prompt) + self._limit
         """With its prompt."""
         self._sampler = Sampler(parameters)
+        schema = parameters.json_schema
+        self._grammar = None if schema is None else Grammar(self._tokenizer.vocabulary, schema)
+        self._logprobs = parameters.logprobs
+        self._untold: list[DrawnToken] = []
         self._growing = GrowingText(self._tokenizer)
         self._stops = StopStrings(parameters.stop)
         self._drawn: list[int] = []
@@ -62,18 +67,37 @@ class Answering:
     def take(self, logits: torch.Tensor) -> Chunk | None:
         """Draw the next token, unless some of the prompt is still to be fed. None when there is nothing to show yet.
         The last chunk, and only it, has the finish reason: `stop` for an end token or a stop string, `length` when
-        max_tokens or the context is used up."""
+        max_tokens or the context is used up. Raises Refused when the grammar cannot go on."""
         if self.is_reading:
             return None
-        self._drawn.append(self._sampler.next(logits))
-        if self._drawn[-1] in self._tokenizer.stop_tokens:
+        token = self._sampler.next(logits if self._grammar is None else self._grammar.allowed(logits))
+        self._drawn.append(token)
+        if token in self._tokenizer.stop_tokens:
             return self._end("stop")
-        shown, stopped = self._stops.add(self._growing.add(self._drawn[-1]))
+        if self._logprobs is not None:
+            self._untold.append(self._told(token, logits, self._logprobs))
+        shown, stopped = self._stops.add(self._growing.add(token))
         if stopped:
             return self._last(shown, "stop")
+        if self._grammar is not None and self._grammar.take(token):
+            return self._end("stop", shown)
         if len(self._drawn) == self._limit:
             return self._end("length", shown)
-        return Chunk(shown) if shown else None
+        return Chunk(shown, tokens=self._tell()) if shown else None
+
+    def _told(self, token: int, logits: torch.Tensor, others: int) -> DrawnToken:
+        logprobs = torch.log_softmax(logits, 0)
+
+        def about(one: int) -> TokenLogprob:
+            data = self._tokenizer.bytes_of(one)
+            return TokenLogprob(data.decode(errors="replace"), data, logprobs[one].item())
+
+        likeliest = torch.topk(logprobs, min(others, len(logprobs))).indices.tolist()
+        return DrawnToken(about(token), tuple(about(one) for one in likeliest))
+
+    def _tell(self) -> tuple[DrawnToken, ...]:
+        untold, self._untold = self._untold, []
+        return tuple(untold)
 
     def _end(self, reason: FinishReason, shown: str = "") -> Chunk:
         """With what was held back, unless that completes a stop string."""
@@ -83,4 +107,4 @@ class Answering:
         return self._last(shown + tail + self._stops.flush(), reason)
 
     def _last(self, shown: str, reason: FinishReason) -> Chunk:
-        return Chunk(shown, reason, Usage(len(self.prompt), len(self._drawn), self._known))
+        return Chunk(shown, reason, Usage(len(self.prompt), len(self._drawn), self._known), self._tell())

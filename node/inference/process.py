@@ -48,7 +48,7 @@ from node.inference.generation import Answering
 from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import AnswerMemory
 from node.inference.queueing import FairQueue
-from node.inference.spec import LoadStep
+from node.inference.spec import Chunk, LoadStep
 
 ANSWERS_MAX = 16
 """Answers under way; more wait for a place, so that each keeps some speed and key/value memory stays bounded."""
@@ -316,19 +316,29 @@ class EngineProcess:
                     return
                 # Some may have ended while their prompt was read.
                 under_way = [(one, row) for one, row in zip(requests, logits, strict=True) if one in self._running]
-                chunks = [(one, one.answering.take(row)) for one, row in under_way]
+                taken = [(one, _taken(one, row)) for one, row in under_way]
         except (MemoryError, RuntimeError) as error:
             _require_out_of_memory(error)
             self._reading = None
             for one in [one for one in requests if one in self._running]:
                 self._end(one, Busy(NO_MEMORY))
             return
-        for one, chunk in chunks:
-            if chunk is not None:
+        for one, chunk in taken:
+            if isinstance(chunk, Refused):
+                self._end(one, chunk)
+            elif chunk is not None:
                 # What was fed, and the token that was drawn last.
                 self._say(Delta(one.number, chunk, one.answering.memory.length + 1))
                 if chunk.finish_reason is not None:
                     self._end(one, None)
+
+
+def _taken(request: _Request, logits: torch.Tensor) -> Chunk | Refused | None:
+    """A refusal is this answer's alone."""
+    try:
+        return request.answering.take(logits)
+    except Refused as error:
+        return error
 
 
 def _require_out_of_memory(error: MemoryError | RuntimeError) -> None:

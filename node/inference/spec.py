@@ -1,5 +1,6 @@
 """What crosses the line between the node and its engine process, as frozen values. Knows no torch and does no I/O."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -32,6 +33,12 @@ TEMPERATURE_MAX = 2.0
 
 TOP_K_MAX = 1 << 20
 """Larger than any vocabulary."""
+
+LOGPROBS_MAX = 20
+"""Tokens beside the one drawn whose logarithms of probability are told."""
+
+SCHEMA_CHARACTERS_MAX = 64 << 10
+"""Characters of a JSON schema."""
 
 SEED_MAX = (1 << 63) - 1
 """What torch's generator takes."""
@@ -106,7 +113,8 @@ Prompt = tuple[Message, ...] | str
 
 
 class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How to answer. A temperature of 0 is greedy: the likeliest token, every time."""
+    """How to answer. A temperature of 0 is greedy: the likeliest token, every time. With `logprobs`, the logarithm of
+    the probability of each token is told, and of so many others. The answer fits `json_schema`."""
 
     max_tokens: int = TOKENS_DEFAULT
     temperature: float = 0.0
@@ -115,6 +123,8 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_p: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    json_schema: str | None = None
 
     def check(self) -> None:
         """Refuse what is out of range, naming the parameter, its value and its range."""
@@ -126,6 +136,11 @@ class Parameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _within("min_p", self.min_p, 0.0, 1.0)
         if self.seed is not None:
             _within("seed", self.seed, 0, SEED_MAX)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, LOGPROBS_MAX)
+        size = len(self.json_schema or "")
+        if size > SCHEMA_CHARACTERS_MAX:
+            raise BadInput(f"the JSON schema has {size} characters; it has at most {SCHEMA_CHARACTERS_MAX}")
         if len(self.stop) > STOPS_MAX:
             raise BadInput(f"stop has {len(self.stop)} strings; at most {STOPS_MAX} are taken")
         for stop in self.stop:
@@ -164,12 +179,30 @@ class Usage(msgspec.Struct, frozen=True):
         return self.prompt_tokens + self.completion_tokens
 
 
+class TokenLogprob(msgspec.Struct, frozen=True):
+    """A token, its bytes, and the natural logarithm of its probability as the model has it: before temperature, cuts
+    and schema. Bytes that are no text of their own stand as replacement characters in `token`."""
+
+    token: str
+    data: bytes
+    logprob: float
+
+
+class DrawnToken(msgspec.Struct, frozen=True):
+    """A token of an answer, and the likeliest in its place."""
+
+    drawn: TokenLogprob
+    likeliest: tuple[TokenLogprob, ...]
+
+
 class Chunk(msgspec.Struct, frozen=True):
-    """A part of an answer. The last one, and only it, has a finish reason and the usage."""
+    """A part of an answer. The last one, and only it, has a finish reason and the usage. `tokens` are those drawn since
+    the chunk before, if logprobs are asked for: all but the end token, also those of a stop string."""
 
     text: str
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    tokens: tuple[DrawnToken, ...] = ()
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -178,6 +211,23 @@ class Completion(msgspec.Struct, frozen=True):
     text: str
     finish_reason: FinishReason
     usage: Usage
+    tokens: tuple[DrawnToken, ...] = ()
+
+    @staticmethod
+    def of(chunks: Sequence[Chunk]) -> "Completion":
+        """From all its parts."""
+        last = chunks[-1]
+        assert last.finish_reason is not None
+        assert last.usage is not None
+        joined = joined_chunk(chunks)
+        return Completion(joined.text, last.finish_reason, last.usage, joined.tokens)
+
+
+def joined_chunk(chunks: Sequence[Chunk]) -> Chunk:
+    """Several as one."""
+    last = chunks[-1] if chunks else Chunk("")
+    text = "".join(chunk.text for chunk in chunks)
+    return Chunk(text, last.finish_reason, last.usage, tuple(token for chunk in chunks for token in chunk.tokens))
 
 
 class LoadedModel(msgspec.Struct, frozen=True):

@@ -3,10 +3,13 @@
 Owns what ends an answer on the token side. Knows no weights. Runs data only: no code that came with a model.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+from llguidance import LLTokenizer
+from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from contracts.errors import BadInput
@@ -25,6 +28,7 @@ class Tokenizer:
 
     def __init__(self, key: str, files: ArtifactFiles, config: Any, context_length: int) -> None:
         self._key = key
+        self._size = int(config.vocab_size)
         self._context_length = context_length
         _check_no_code(key, files)
         try:
@@ -55,6 +59,15 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """Tokens as text, without the special ones."""
         return str(self._inner.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @functools.cached_property
+    def vocabulary(self) -> LLTokenizer:
+        """Every token's bytes, for grammars. The first use takes a second for a large vocabulary."""
+        return from_tokenizer(self._inner, n_vocab=self._size, eos_token=sorted(self.stop_tokens))
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for."""
+        return bytes(self.vocabulary.decode_bytes([token]))
 
     def _plain(self, text: str) -> list[int]:
         return list(self._inner(text, add_special_tokens=True)["input_ids"])

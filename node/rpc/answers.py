@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from node.agreement import StateMark
-from node.inference.spec import Usage
-from node.rpc.values import Answered, ChainInfo, ModelInfo, ShardInfo
+from node.inference.spec import DrawnToken, TokenLogprob, Usage
+from node.rpc.values import Answered, ChainInfo, ChatChunk, ModelInfo, ShardInfo
 
 
 def answer(value: object) -> Any:
@@ -74,8 +74,24 @@ def completion(model: ModelInfo, answered: Answered) -> dict[str, Any]:
         "message": {"role": "assistant", "content": done.text},
         "finish_reason": done.finish_reason,
         "usage": usage(done.usage),
+        **({"logprobs": logprobs(done.tokens)} if done.tokens else {}),
         **({} if receipt is None else {"receipt": answer(receipt)}),
     }
+
+
+def chunk(news: ChatChunk) -> dict[str, Any]:
+    return {"content": news.content, **({"logprobs": logprobs(news.tokens)} if news.tokens else {})}
+
+
+def logprobs(tokens: Iterable[DrawnToken]) -> list[dict[str, Any]]:
+    """As OpenAI's chat API has them too."""
+    return [
+        {**_logprob(token.drawn), "top_logprobs": [_logprob(other) for other in token.likeliest]} for token in tokens
+    ]
+
+
+def _logprob(about: TokenLogprob) -> dict[str, Any]:
+    return {"token": about.token, "bytes": list(about.data), "logprob": about.logprob}
 
 
 def usage(used: Usage) -> dict[str, Any]:

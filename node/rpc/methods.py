@@ -26,7 +26,7 @@ a known account is enrolled or holds a tier. A signed transaction says itself wh
 | checkTier             | model_id, version?, account? (the caller's)   | a known account for itself; operator    |
 | chatCompletion        | model_id, messages, version?, max_tokens?,    | an account whose tier allows the model, |
 |                       | temperature?, top_p?, top_k?, min_p?, seed?,  | the operator's own too                  |
-|                       | stop?, stream?                                |                                         |
+|                       | stop?, logprobs?, json_schema?, stream?       |                                         |
 | getReceipt            | receipt_id                                    | the account it names; operator          |
 | loadModel             | model_id, version?, wait?                     | operator; an account whose tier allows  |
 | unloadModel           | model_id, version?                            | operator                                |
@@ -45,16 +45,17 @@ from typing import Any, Generic, Protocol, TypeVar
 from jsonrpcserver import Error, Success
 
 from contracts.calls import RegisterModel, SetCoreModel, decode_call
-from contracts.errors import BadInput, Conflict, NotAllowed, NotFound, Refused
-from contracts.types import Address, ModelId, Version
+from contracts.errors import BadInput, Conflict, NotFound, Refused
+from contracts.types import ModelId, Version
 from ledger.history import Criteria
 from node.rpc import answers, jsonrpc, params, proofs, receipts
 from node.rpc.caller import Caller, is_known, require_known, require_on_ledger, require_operator
+from node.rpc.checks import find_active_model, find_model, require_admin, require_tier, subject
 from node.rpc.port import Emit, NodePort
-from node.rpc.values import ChatChunk, LoadState, ModelInfo, SignedTransaction, TierCheck
+from node.rpc.values import ChatChunk, LoadState
 
 CHUNK_NOTIFICATION = "chatCompletionChunk"
-"""What a stream sends for each chunk of text: params {content}."""
+"""What a stream sends for each chunk of text: params {content}, and logprobs if they are asked for."""
 
 LOAD_NOTIFICATION = "loadProgress"
 """What a stream sends while the model is being loaded: params as getLoadState answers."""
@@ -118,58 +119,6 @@ def _bound(handler: Handler[Any], node: NodePort) -> jsonrpc.Method:
     return method
 
 
-# Named checks
-
-
-def find_model(node: NodePort, model_id: ModelId, version: Version | None) -> ModelInfo:
-    """The registered model. Raises NotFound."""
-    model = node.model(model_id, version)
-    if model is None:
-        name = (
-            params.shown(model_id) if version is None else f"{params.shown(model_id)} version {params.shown(version)}"
-        )
-        raise NotFound(f"no model {name} is registered here: listModels (`aigen model list`) shows those that are")
-    return model
-
-
-def find_active_model(node: NodePort, model_id: ModelId, version: Version | None) -> ModelInfo:
-    """The registered model, still in service. Raises NotFound or Conflict."""
-    model = find_model(node, model_id, version)
-    if model.retired:
-        raise Conflict(f"{model.model_id} version {model.version} is retired: ask for another version or model")
-    return model
-
-
-async def require_tier(node: NodePort, account: Address, model: ModelInfo) -> TierCheck:
-    """The decision, taken on the ledger. Raises NotAllowed when it is no."""
-    require_on_ledger(node, account)
-    check = await node.check_tier(account, model.model_id, model.version)
-    if not check.granted:
-        shown = f"0x{account.hex()}"
-        raise NotAllowed(
-            f"{model.model_id} needs tier {check.required} or higher and account {shown} holds {check.held or 'none'} "
-            f"(check 0x{check.transaction_hash.hex()}): an admin runs `aigen tier grant {shown} {check.required}`"
-        )
-    return check
-
-
-def require_admin(node: NodePort, transaction: SignedTransaction) -> None:
-    """Raise NotAllowed unless an admin signed."""
-    if not node.account(transaction.sender).admin:
-        raise NotAllowed(
-            f"account 0x{transaction.sender.hex()} signed this and is no admin: an admin's key has to sign"
-        )
-
-
-def subject(context: Context, method: str, account: str | None) -> Address:
-    """The account a read is about: the one named, else the caller's. Raises BadInput when there is neither."""
-    if account is not None:
-        return params.address("account", account)
-    if context.caller.account is None:
-        raise BadInput(f'{method} needs {{"account": "0x..."}} when no token says who asks')
-    return context.caller.account
-
-
 # Reads of the ledger
 
 
@@ -211,11 +160,11 @@ async def list_authorities(node: NodePort, _context: Context, _given: params.NoP
 
 
 async def get_account(node: NodePort, context: Context, given: params.AccountParams) -> Any:
-    return node.account(subject(context, "getAccount", given.account))
+    return node.account(subject(context.caller, "getAccount", given.account))
 
 
 async def get_tier(node: NodePort, context: Context, given: params.AccountParams) -> Any:
-    info = node.account(subject(context, "getTier", given.account))
+    info = node.account(subject(context.caller, "getTier", given.account))
     return {"account": info.account, "tier": info.tier, "until": info.tier_until}
 
 
@@ -305,7 +254,7 @@ async def list_shards(node: NodePort, context: Context, given: params.HeldParams
 
 async def check_tier(node: NodePort, context: Context, given: params.CheckTierParams) -> Any:
     asker = require_known(node, context.caller, "checkTier")
-    account = subject(context, "checkTier", given.account)
+    account = subject(context.caller, "checkTier", given.account)
     if account != asker:
         require_operator(context.caller, "checkTier for another account")
     require_on_ledger(node, account)
@@ -364,8 +313,10 @@ async def get_receipt(node: NodePort, context: Context, given: receipts.ReceiptP
 
 def _emitter(notify: Notify) -> Emit:
     async def emit(news: ChatChunk | LoadState) -> None:
-        name = CHUNK_NOTIFICATION if isinstance(news, ChatChunk) else LOAD_NOTIFICATION
-        await notify(name, answers.answer(news))
+        if isinstance(news, ChatChunk):
+            await notify(CHUNK_NOTIFICATION, answers.chunk(news))
+        else:
+            await notify(LOAD_NOTIFICATION, answers.answer(news))
 
     return emit
 

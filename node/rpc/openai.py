@@ -18,9 +18,9 @@ from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotF
 from contracts.types import Address, ModelId, Version
 from node.rpc import jsonrpc, openai_values, receipts
 from node.rpc.caller import Caller, require_known
+from node.rpc.checks import find_active_model, find_model, require_tier
 from node.rpc.guard import Receive, Scope, Send
 from node.rpc.limits import RpcLimits
-from node.rpc.methods import find_active_model, find_model, require_tier
 from node.rpc.openai_values import BadField, ChatRequest, Form, TextRequest
 from node.rpc.port import Emit, NodePort
 from node.rpc.sse import event, event_stream, until_gone
@@ -168,7 +168,7 @@ class Completing(Response):
         except Refused as refusal:
             return refused(refusal)
         done, headers = answered.completion, {**self._announced, **receipts.carried(answered.receipt)}
-        return _json(self._form.whole(done.text, done.finish_reason, done.usage), headers=headers)
+        return _json(self._form.whole(done), headers=headers)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The status is sent with the first news: what is refused before has one that says so."""
@@ -184,7 +184,7 @@ class Completing(Response):
 
             async def emit(news: ChatChunk | LoadState) -> None:
                 if isinstance(news, ChatChunk):
-                    await say(self._form.part(news.content))
+                    await say(self._form.part(news.content, news.tokens))
                 else:
                     await stream.write(_progress(news))
 

@@ -13,12 +13,25 @@ import msgspec
 
 from contracts.errors import BadInput
 from contracts.types import ModelId, Version
-from node.inference.spec import TOKENS_DEFAULT, FinishReason, Message, Parameters, Prompt, Usage, check_prompt
-from node.rpc.answers import usage
+from node.inference.spec import (
+    TOKENS_DEFAULT,
+    Completion,
+    DrawnToken,
+    FinishReason,
+    Message,
+    Parameters,
+    Prompt,
+    Usage,
+    check_prompt,
+)
+from node.rpc.answers import logprobs, usage
 from node.rpc.values import ModelInfo
 
 TEMPERATURE_DEFAULT = 1.0
 """Theirs, not ours: whoever wants the likeliest answer there says 0."""
+
+ANY_OBJECT = '{"type": "object"}'
+"""The schema of JSON mode."""
 
 VERSION_SIGN = "@"
 """`model_id@version` names a version; without it the newest is meant."""
@@ -49,8 +62,26 @@ class Turn(_Taken, frozen=True):
     name: str | None = None
 
 
+class NamedSchema(_Taken, frozen=True):
+    """What name and description are is the schema's to say; `strict` is always meant."""
+
+    name: str
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
 class ResponseFormat(_Taken, frozen=True):
-    type: Literal["text"]
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    def schema(self) -> str | None:
+        """The JSON schema of the answer, None for one that is free. Raises BadField."""
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise BadField("response_format", "response_format has a json_schema if, and only if, that is its type")
+        if self.type == "json_object":
+            return ANY_OBJECT
+        return None if self.json_schema is None else msgspec.json.encode(self.json_schema.schema).decode()
 
 
 class StreamOptions(_Taken, frozen=True):
@@ -93,7 +124,7 @@ class _Asked(_Taken, frozen=True, kw_only=True):
         model_id, _, version = self.model.partition(VERSION_SIGN)
         return ModelId(model_id), Version(version) if version else None
 
-    def _parameters(self, max_tokens: int | None) -> Parameters:
+    def _parameters(self, max_tokens: int | None, logprobs: int | None, schema: str | None = None) -> Parameters:
         _check_unserved("n", self.n, (None, 1))
         _check_unserved("presence_penalty", self.presence_penalty, (None, 0))
         _check_unserved("frequency_penalty", self.frequency_penalty, (None, 0))
@@ -107,6 +138,8 @@ class _Asked(_Taken, frozen=True, kw_only=True):
             min_p=self.min_p or 0.0,
             seed=self.seed,
             stop=(stop,) if isinstance(stop, str) else stop,
+            logprobs=logprobs,
+            json_schema=schema,
         )
         parameters.check()
         return parameters
@@ -117,6 +150,7 @@ class ChatRequest(_Asked, frozen=True, kw_only=True):
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
 
     def prompt(self) -> Prompt:
         turns = tuple(
@@ -126,9 +160,11 @@ class ChatRequest(_Asked, frozen=True, kw_only=True):
         return turns
 
     def parameters(self) -> Parameters:
-        _check_unserved("logprobs", self.logprobs, (None, False))
+        if self.top_logprobs and not self.logprobs:
+            raise BadField("top_logprobs", "top_logprobs are told with logprobs: set logprobs to true")
         asked = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self._parameters(asked)
+        schema = None if self.response_format is None else self.response_format.schema()
+        return self._parameters(asked, (self.top_logprobs or 0) if self.logprobs else None, schema)
 
 
 class TextRequest(_Asked, frozen=True, kw_only=True):
@@ -149,8 +185,7 @@ class TextRequest(_Asked, frozen=True, kw_only=True):
         _check_unserved("echo", self.echo, (None, False))
         _check_unserved("best_of", self.best_of, (None, 1))
         _check_unserved("suffix", self.suffix, (None, ""))
-        _check_unserved("logprobs", self.logprobs, (None,))
-        return self._parameters(self.max_tokens)
+        return self._parameters(self.max_tokens, self.logprobs)
 
 
 def decode(body: object, kind: type[ChatRequest] | type[TextRequest]) -> ChatRequest | TextRequest:
@@ -202,24 +237,25 @@ class Form:
             "created": created,
             "model": model_name(model),
         }
+        self._offset = 0
 
-    def whole(self, text: str, reason: FinishReason, used: Usage) -> dict[str, Any]:
-        said: dict[str, Any] = {"text": text}
+    def whole(self, done: Completion) -> dict[str, Any]:
+        said: dict[str, Any] = {"text": done.text}
         if self._is_chat:
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+            said = {"message": {"role": "assistant", "content": done.text, "refusal": None}}
         kind = "chat.completion" if self._is_chat else "text_completion"
-        return {**self._head, "object": kind, "choices": [choice], "usage": usage(used)}
+        choice = self._choice(said, done.tokens, done.finish_reason)
+        return {**self._head, "object": kind, "choices": [choice], "usage": usage(done.usage)}
 
     def begin(self) -> dict[str, Any] | None:
         """What a stream begins with: who speaks."""
-        return self._part({"delta": {"role": "assistant", "content": ""}}, None) if self._is_chat else None
+        return self._part({"delta": {"role": "assistant", "content": ""}}) if self._is_chat else None
 
-    def part(self, text: str) -> dict[str, Any]:
-        return self._part({"delta": {"content": text}} if self._is_chat else {"text": text}, None)
+    def part(self, text: str, tokens: tuple[DrawnToken, ...]) -> dict[str, Any]:
+        return self._part({"delta": {"content": text}} if self._is_chat else {"text": text}, tokens)
 
     def end(self, reason: FinishReason) -> dict[str, Any]:
-        return self._part({"delta": {}} if self._is_chat else {"text": ""}, reason)
+        return self._part({"delta": {}} if self._is_chat else {"text": ""}, reason=reason)
 
     def counted(self, used: Usage) -> dict[str, Any]:
         """The last part of a stream that is to have it."""
@@ -229,6 +265,28 @@ class Form:
     def _part_kind(self) -> str:
         return "chat.completion.chunk" if self._is_chat else "text_completion"
 
-    def _part(self, said: dict[str, Any], reason: FinishReason | None) -> dict[str, Any]:
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "object": self._part_kind, "choices": [choice]}
+    def _part(
+        self, said: dict[str, Any], tokens: tuple[DrawnToken, ...] = (), reason: FinishReason | None = None
+    ) -> dict[str, Any]:
+        return {**self._head, "object": self._part_kind, "choices": [self._choice(said, tokens, reason)]}
+
+    def _choice(
+        self, said: dict[str, Any], tokens: tuple[DrawnToken, ...], reason: FinishReason | None
+    ) -> dict[str, Any]:
+        told = None
+        if tokens:
+            told = {"content": logprobs(tokens), "refusal": None} if self._is_chat else self._told(tokens)
+        return {"index": 0, **said, "logprobs": told, "finish_reason": reason}
+
+    def _told(self, tokens: tuple[DrawnToken, ...]) -> dict[str, Any]:
+        """The older form: lists side by side, offsets counted in characters of the answer."""
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(token.drawn.token)
+        return {
+            "tokens": [token.drawn.token for token in tokens],
+            "token_logprobs": [token.drawn.logprob for token in tokens],
+            "top_logprobs": [{one.token: one.logprob for one in token.likeliest} for token in tokens],
+            "text_offset": offsets,
+        }

@@ -89,6 +89,8 @@ class ChatParams(Params, frozen=True):
     min_p: float = 0.0
     seed: int | None = None
     stop: str | tuple[str, ...] = ()
+    logprobs: int | None = None
+    json_schema: dict[str, Any] | None = None
     stream: bool = False
 
     def parameters(self) -> Parameters:
@@ -101,6 +103,8 @@ class ChatParams(Params, frozen=True):
             min_p=self.min_p,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else self.stop,
+            logprobs=self.logprobs,
+            json_schema=None if self.json_schema is None else msgspec.json.encode(self.json_schema).decode(),
         )
         parameters.check()
         check_prompt(self.messages)

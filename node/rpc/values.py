@@ -8,7 +8,7 @@ import msgspec
 
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger.consensus import ConsensusStatistics
-from node.inference.spec import Completion
+from node.inference.spec import Completion, DrawnToken
 from node.network.fetching.statistics import FetcherStatistics
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
@@ -323,6 +323,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class ChatChunk(msgspec.Struct, frozen=True):
-    """The next chunk of an answer's text."""
+    """The next chunk of an answer's text, and its tokens if logprobs are asked for."""
 
     content: str
+    tokens: tuple[DrawnToken, ...] = ()

@@ -18,7 +18,7 @@ from ledger.proof import FinalBlock, Proof, Way
 from ledger.prover import Shows
 from ledger.stopwatch import OwnBlocks
 from node.agreement import StateMark
-from node.inference.spec import Completion, Parameters, Prompt, Usage
+from node.inference.spec import Completion, DrawnToken, Parameters, Prompt, TokenLogprob, Usage
 from node.network.fetching.statistics import FetcherStatistics, SourceInfo
 from node.network.identity import NodeIdentity
 from node.network.statistics import GossipStatistics
@@ -46,6 +46,14 @@ RANKS = {"basic": 1, "pro": 2}
 
 SILENT = NodeId("12D3KooWStKV9hPJBjeaQbxrrphSs1Nga4TL7EZ6JNZjVaTMsDWp")
 NODE_ID = NodeId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
+
+
+def _tokens(words: list[str], likeliest: int | None) -> tuple[DrawnToken, ...]:
+    """Every word is a token, all equally likely."""
+    if likeliest is None:
+        return ()
+    told = [TokenLogprob(word, word.encode(), -1.5) for word in (words[:1] + [f" {word}" for word in words[1:]])]
+    return tuple(DrawnToken(one, tuple(told[:likeliest])) for one in told)
 
 
 def sha(text: str) -> bytes:
@@ -112,6 +120,7 @@ class FakeNode:
         self.chats_begun = trio.Event()
         self.chats_cancelled = 0
         self.words: trio.Semaphore | None = None
+        self.parameters: list[Parameters] = []
         self.written: Receipts | None = Receipts(IDENTITY, CHAIN_ID, GENESIS_HASH, clock=lambda: NOW)
 
     @staticmethod
@@ -380,6 +389,8 @@ class FakeNode:
             raise BadInput("first\nsecond")
         state = await self.load_model(check.model_id, check.version, wait=True)
         words = said.split()[: parameters.max_tokens]
+        self.parameters.append(parameters)
+        tokens = _tokens(words, parameters.logprobs)
         if emit is not None:
             async with trio.open_nursery() as nursery:  # in a task of its own, as the service does
                 nursery.start_soon(emit, state)
@@ -389,12 +400,12 @@ class FakeNode:
                 if self.words is not None:
                     await self.words.acquire()
                 if emit is not None:
-                    await emit(values.ChatChunk(word if index == 0 else f" {word}"))
+                    await emit(values.ChatChunk(word if index == 0 else f" {word}", tokens[index : index + 1]))
         except trio.Cancelled:
             self.chats_cancelled += 1
             raise
         prompt_tokens = len((prompt if isinstance(prompt, str) else " ".join(one.content for one in prompt)).split())
-        done = Completion(" ".join(words), "stop", Usage(prompt_tokens, len(words)))
+        done = Completion(" ".join(words), "stop", Usage(prompt_tokens, len(words)), tokens)
         if self.written is None:
             return values.Answered(done, None)
         receipt = self.written.write(

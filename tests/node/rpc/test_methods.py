@@ -497,6 +497,15 @@ async def test_chat_parameters_reach_the_engine():
     assert done["message"]["content"] == "one two"
 
 
+async def test_probabilities_and_a_schema():
+    node = FakeNode()
+    more = {"max_tokens": 1, "logprobs": 1, "json_schema": {"type": "object"}}
+    done = await result(node, "chatCompletion", {**CHAT, **more})
+    one = {"token": "one", "bytes": [111, 110, 101], "logprob": -1.5}
+    assert done["logprobs"] == [{**one, "top_logprobs": [one]}]
+    assert json.loads(node.parameters[0].json_schema or "") == {"type": "object"}
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -504,6 +513,9 @@ async def test_chat_parameters_reach_the_engine():
         {"temperature": -0.1},
         {"temperature": 1e9},
         {"top_p": 0},
+        {"logprobs": 21},
+        {"json_schema": "{}"},
+        {"json_schema": {"enum": ["x" * 70_000]}},
         {"top_k": -1},
         {"seed": -1},
         {"seed": 1 << 63},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
+import pydantic
 import pytest
 import trio
 
@@ -117,6 +118,55 @@ async def test_a_plain_text_whole_and_in_parts() -> None:
     assert (done.choices[0].text, done.choices[0].finish_reason, done.object) == ("one two", "stop", "text_completion")
     assert "".join(chunk.choices[0].text for chunk in chunks) == "one two"
     assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+async def test_probabilities_of_a_conversation_whole_and_in_parts() -> None:
+    async with serving() as served:
+        create = partial(client(served).chat.completions.create, **said("one two"), logprobs=True, top_logprobs=1)
+        done = await asked(create)
+        chunks = await asked(lambda: list(create(stream=True)))
+    told = done.choices[0].logprobs.content
+    assert [(one.token, one.bytes, one.logprob) for one in told] == [
+        ("one", list(b"one"), -1.5),
+        (" two", list(b" two"), -1.5),
+    ]
+    assert [[other.token for other in one.top_logprobs] for one in told] == [["one"], ["one"]]
+    streamed = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [[one.token for one in some.content] if some else [] for some in streamed] == [[], ["one"], [" two"], []]
+
+
+async def test_probabilities_of_a_plain_text() -> None:
+    async with serving() as served:
+        create = partial(client(served).completions.create, model=MODEL, prompt="one two", logprobs=2)
+        told = (await asked(create)).choices[0].logprobs
+        chunks = await asked(lambda: list(create(stream=True)))
+    assert (told.tokens, told.token_logprobs, told.text_offset) == (["one", " two"], [-1.5, -1.5], [0, 3])
+    assert told.top_logprobs == [{"one": -1.5, " two": -1.5}] * 2
+    assert [chunk.choices[0].logprobs.text_offset for chunk in chunks if chunk.choices[0].logprobs] == [[0], [3]]
+
+
+class City(pydantic.BaseModel):
+    city: str
+    country: str | None
+
+
+async def test_an_answer_that_fits_a_class() -> None:
+    """The schema is the client's own doing; the fake engine says what it is told to."""
+    node = FakeNode()
+    async with serving(node) as served:
+        parse = client(served).chat.completions.parse
+        done = await asked(partial(parse, **said('{"city":"Oslo","country":null}'), response_format=City))
+    assert done.choices[0].message.parsed == City(city="Oslo", country=None)
+    assert json.loads(node.parameters[0].json_schema or "")["required"] == ["city", "country"]
+
+
+async def test_json_mode() -> None:
+    node = FakeNode()
+    async with serving(node) as served:
+        create = client(served).chat.completions.create
+        await asked(partial(create, **said("{}"), response_format={"type": "json_object"}))
+        await asked(partial(create, **said("{}"), response_format={"type": "text"}))
+    assert [one.json_schema for one in node.parameters] == ['{"type": "object"}', None]
 
 
 async def test_the_client_for_javascript() -> None:
@@ -234,7 +284,20 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[openai.APIStatusError], str | Non
     "a temperature": ({"temperature": 3}, openai.BadRequestError, None, "temperature is 3"),
     "several answers": ({"n": 2}, openai.BadRequestError, "n", "n is not served here"),
     "a penalty": ({"presence_penalty": 1}, openai.BadRequestError, "presence_penalty", "not served"),
-    "probabilities": ({"logprobs": True}, openai.BadRequestError, "logprobs", "not served"),
+    "others' probabilities alone": (
+        {"top_logprobs": 2},
+        openai.BadRequestError,
+        "top_logprobs",
+        "set logprobs to true",
+    ),
+    "too many probabilities": ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, None, "logprobs is 21"),
+    "a schema without its type": (
+        {"response_format": {"type": "json_object", "json_schema": {"name": "x", "schema": {}}}},
+        openai.BadRequestError,
+        "response_format",
+        "if, and only if",
+    ),
+    "no schema": ({"response_format": {"type": "json_schema"}}, openai.BadRequestError, "response_format", "only if"),
     "tools": ({"tools": []}, openai.BadRequestError, "tools", "unknown field 'tools'"),
     "a misspelt field": ({"extra_body": {"max_token": 1}}, openai.BadRequestError, "max_token", "unknown field"),
     "a picture": (
