@@ -56,9 +56,13 @@ class Corrupt(Refused):
 
 
 class Busy(Refused):
-    """A limit or a deadline was reached; the same request may succeed later."""
+    """A limit or a deadline was reached; the same request may succeed in `retry_after_s`, where that is known."""
 
     code: ClassVar[int] = -32008
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Reverted(Refused):

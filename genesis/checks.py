@@ -38,6 +38,10 @@ LEASE_S_MIN: Final = 4
 """Blocks bear whole seconds, and a lease is renewed halfway."""
 
 LEASE_S_MAX: Final = 366 * 24 * 3600
+CONCURRENT_ANSWERS_MAX: Final = 10_000
+TOKENS_PER_MINUTE_MAX: Final = 10**12
+"""More than any node makes: a larger number is a mistake."""
+
 TEXT_LENGTH_MAX: Final = 200
 """Characters of a title or a source."""
 
@@ -115,6 +119,8 @@ def _check_tiers(config: GenesisConfig) -> None:
         _require_name(tier.name, f"tiers[{i}].name")
         _require_range(tier.rank, 1, RANK_MAX, f"tiers[{i}].rank")
         _require_range(tier.cache_size, 1, UINT64_MAX, f"tiers[{i}].cache_size")
+        _require_range(tier.concurrent_answers, 0, CONCURRENT_ANSWERS_MAX, f"tiers[{i}].concurrent_answers")
+        _require_range(tier.tokens_per_minute, 0, TOKENS_PER_MINUTE_MAX, f"tiers[{i}].tokens_per_minute")
 
 
 def _check_check_period(config: GenesisConfig) -> None:

@@ -17,6 +17,8 @@ CHECK_PERIOD_S_DEFAULT: Final = 24 * 3600
 GAS_LIMIT_DEFAULT: Final = 60_000_000
 REDUNDANCY_DEFAULT: Final = 3
 LEASE_S_DEFAULT: Final = 2 * 3600
+CONCURRENT_ANSWERS_DEFAULT: Final = 4
+TOKENS_PER_MINUTE_DEFAULT: Final = 40_000
 
 
 class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -30,11 +32,17 @@ class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tier: a higher rank may use more models. `cache_size` is the recommended model cache."""
+    """A tier: a higher rank may use more models. `cache_size` is the recommended model cache.
+
+    An account that holds it may have `concurrent_answers` under way or waiting on a node, and use `tokens_per_minute`
+    there, prompts and answers together; 0 is no limit. A tier that is defined later, on the ledger, has the defaults.
+    """
 
     name: str
     rank: int
     cache_size: int
+    concurrent_answers: int = CONCURRENT_ANSWERS_DEFAULT
+    tokens_per_minute: int = TOKENS_PER_MINUTE_DEFAULT
 
 
 class Account(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ from ledger.ledger import Ledger
 from ledger.wallet import Wallet
 from node.agreement import Agreement, StateMark
 from node.config import Config, InferenceSettings
-from node.inference.engine import Engine, EngineSettings
+from node.inference.engine import REQUESTS_MAX, Engine, EngineSettings
 from node.leases import Leases
 from node.loading import Loading
 from node.network.addresses import (
@@ -44,6 +44,7 @@ from node.network.server import DataServer
 from node.network.session import SyncLimits
 from node.network.wire import DataLimits
 from node.questions import Questions
+from node.quota import Quota
 from node.receipts import Receipts
 from node.registry import Registry
 from node.replay import Replay
@@ -165,7 +166,7 @@ async def assemble(
         replication=replication,
         engine=engine,
         loading=loading,
-        questions=Questions(replay, replication, loading, engine, ledger, receipts),
+        questions=Questions(replay, replication, loading, engine, ledger, _quota(config, ledger, operator), receipts),
         receipts=receipts,
         wallet=wallet,
         control=control.statistics,
@@ -212,6 +213,11 @@ class _SharedState:
 
 def _engine(settings: InferenceSettings) -> Engine:
     return Engine(EngineSettings(settings.cache_size, settings.threads, quantization=settings.quantization))
+
+
+def _quota(config: Config, ledger: Ledger, operator: Key) -> Quota:
+    places = min(REQUESTS_MAX, config.rpc.concurrent_requests)
+    return Quota(ledger.config.tiers, operator.address, places, trio.current_time)
 
 
 async def _serve_pieces(

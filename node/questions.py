@@ -1,6 +1,7 @@
 """A question and its answer: may the account ask, is the model loaded, what does the engine say; and its receipt.
 
-Tiers are decided on the ledger, once for many questions of an account to a model. Knows no HTTP and no JSON.
+Tiers are decided on the ledger, once for many questions of an account to a model; how much an account may ask at once
+is `quota`'s to say. Knows no HTTP and no JSON.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ledger.ledger import Ledger
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Parameters, Prompt
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
+from node.quota import Quota, Use
 from node.receipts import Receipts
 from node.registry import Model
 from node.replay import Replay
@@ -43,9 +45,11 @@ class Questions:
         loading: Loading,
         engine: Engine,
         ledger: Ledger,
+        quota: Quota,
         receipts: Receipts | None,
     ) -> None:
         """Without `receipts`, answers carry none."""
+        self.quota = quota
         self._replay = replay
         self._replication = replication
         self._loading = loading
@@ -124,13 +128,14 @@ class Questions:
     ) -> Answered:
         """As `NodePort.chat`."""
         assert check.granted
-        for _ in range(LOADS_MAX):
-            if self._loading.is_loaded(model):
-                break
-            await self._load_with_progress(model, emit)
-        # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
-        precision = self._loading.precision(model)
-        done = await self._complete(model, prompt, parameters, emit)
+        with self.quota.admitted(check.account, check.held or "", prompt, parameters) as use:
+            for _ in range(LOADS_MAX):
+                if self._loading.is_loaded(model):
+                    break
+                await self._load_with_progress(model, emit)
+            # No await between that look and the engine's own: a model that is loaded now is so when the answer begins.
+            precision = self._loading.precision(model)
+            done = await self._complete(check, model, prompt, parameters, emit, use)
         if self._receipts is None:
             return Answered(done, None)
         assert precision is not None
@@ -148,15 +153,20 @@ class Questions:
         )
         return Answered(done, receipt)
 
-    async def _complete(self, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None) -> Completion:
-        if emit is None:
-            return await self._engine.complete(engine_key(model), prompt, parameters)
-        async with self._engine.generate(engine_key(model), prompt, parameters) as answer:
+    async def _complete(
+        self, check: TierCheck, model: Model, prompt: Prompt, parameters: Parameters, emit: Emit | None, use: Use
+    ) -> Completion:
+        """What was used is told also when it fails or is cancelled."""
+        name, weight = check.account.hex(), self._replay.state.tiers.weight(check.held or "")
+        async with self._engine.generate(engine_key(model), prompt, parameters, name, weight) as answer:
             chunks = []
-            async for chunk in answer:
-                chunks.append(chunk)
-                if chunk.text or chunk.tokens:
-                    await emit(ChatChunk(chunk.text, chunk.tokens))
+            try:
+                async for chunk in answer:
+                    chunks.append(chunk)
+                    if emit is not None and (chunk.text or chunk.tokens):
+                        await emit(ChatChunk(chunk.text, chunk.tokens))
+            finally:
+                use.tokens = answer.tokens
         return Completion.of(chunks)
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:

@@ -188,6 +188,8 @@ class Service:
             pieces_fetched=fetched.pieces_fetched,
             bytes_fetched=fetched.bytes_fetched,
             shards_short=self.replication.shards_short(),
+            answers_waiting=engine.requests_waiting,
+            quota=self.questions.quota.statistics(),
             fetching=fetched,
             state_alarms=self.agreement.alarms(),
             consensus=self.consensus.statistics(),

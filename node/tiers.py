@@ -47,6 +47,11 @@ class Tiers(msgspec.Struct, frozen=True):
         grant = self.grants.get(account)
         return grant if grant is not None and grant.until > now else None
 
+    def weight(self, name: str) -> int:
+        """How much of a node a tier has beside others: 1 for the lowest, or for none, and 1 more for each above it."""
+        rank = self.tiers[name].rank if name in self.tiers else 0
+        return 1 + sum(tier.rank < rank for tier in self.tiers.values())
+
     def standing_check(self, account: Address, model_id: ModelId, version: Version, now: float) -> TierCheck | None:
         """The check that still decides, None when a new one is due. A grant or a revocation ends earlier checks."""
         check = self.checks.get(account, Map[tuple[ModelId, Version], TierCheck]()).get((model_id, version))

@@ -18,9 +18,11 @@ from ledger import seal
 from ledger.ledger import Ledger
 from node.members import Member
 from node.network.addresses import DATA_SCHEMES
+from node.quota import Limits, limits_of
 from node.registry import Model
 from node.rpc import values
 from node.state import State
+from node.tiers import Tier
 
 
 def model_info(state: State, model: Model, precision: str | None) -> values.ModelInfo:
@@ -147,11 +149,15 @@ def chain_info(ledger: Ledger, state: State) -> values.ChainInfo:
         admins=tuple(sorted(ledger.admins)),
         authorities=tuple(sorted(ledger.authorities)),
         tiers=tuple(
-            values.TierInfo(tier.name, tier.rank, tier.cache_size)
+            _tier_info(tier, limits_of(config.tiers, tier.name))
             for tier in sorted(state.tiers.tiers.values(), key=lambda tier: tier.rank)
         ),
         contracts={str(name): address for name, address in ADDRESSES.items()},
     )
+
+
+def _tier_info(tier: Tier, limits: Limits) -> values.TierInfo:
+    return values.TierInfo(tier.name, tier.rank, tier.cache_size, limits.concurrent_answers, limits.tokens_per_minute)
 
 
 def block_info(ledger: Ledger, at: int | bytes | None) -> values.BlockInfo | None:

@@ -25,8 +25,17 @@ def list_tiers(rpc_url: str, token: str | None, as_json: bool) -> None:
     if as_json:
         common.show_json(tiers)
     else:
-        rows = [(row["name"], row["rank"], common.size(row["cache_size"])) for row in tiers]
-        common.show_table(("tier", "rank", "recommended cache"), rows)
+        rows = [
+            (
+                row["name"],
+                row["rank"],
+                common.size(row["cache_size"]),
+                row["concurrent_answers"] or "any",
+                row["tokens_per_minute"] or "any",
+            )
+            for row in tiers
+        ]
+        common.show_table(("tier", "rank", "recommended cache", "answers at once", "tokens a minute"), rows)
 
 
 @tier.command("grant")

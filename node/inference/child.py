@@ -18,6 +18,7 @@ import trio
 from contracts.errors import Busy, Refused
 from node.inference.frames import (
     HEADER,
+    Begun,
     Cancel,
     Command,
     Delta,
@@ -68,14 +69,17 @@ class Answer:
     """An answer as it comes. Chunks a slow reader has not taken yet are joined, so nothing waits for it."""
 
     def __init__(self, counted: Counted) -> None:
+        self.tokens = 0
+        """Of the prompt and the answer so far; none while it waits."""
         self._counted = counted
         self._chunks: list[Chunk] = []
         self._error: Refused | None = None
         self._over = False
         self._news = trio.Event()
 
-    def feed(self, chunk: Chunk) -> None:
-        """The next chunk from the process."""
+    def feed(self, chunk: Chunk, tokens: int) -> None:
+        """The next chunk from the process, and how many tokens that makes."""
+        self.tokens = tokens
         self._chunks.append(chunk)
         if chunk.finish_reason is not None:
             assert chunk.usage is not None
@@ -145,6 +149,11 @@ class Child:
     def pid(self) -> int | None:
         """The process, while there is one."""
         return self._process.pid if self._process else None
+
+    @property
+    def answers_waiting(self) -> int:
+        """Answers that are asked for and not begun."""
+        return sum(not answer.tokens for answer in self._answers.values())
 
     async def start(self) -> None:
         """Start the process and hear it say hello."""
@@ -243,12 +252,11 @@ class Child:
 
     def _dispatch(self, reply: Reply) -> None:
         match reply:
-            case Delta(request, chunk):
-                answer = self._answers.get(request)
-                if answer is not None:
-                    answer.feed(chunk)
-                    if chunk.finish_reason is not None:
-                        del self._answers[request]
+            case Begun(request, tokens):
+                if answer := self._answers.get(request):
+                    answer.tokens = tokens
+            case Delta():
+                self._feed(reply)
             case Loading(request, step):
                 if waiting := self._waiting.get(request):
                     waiting.on_step(step)
@@ -264,6 +272,13 @@ class Child:
                     answer.fail(error_of(reply))
             case Hello():
                 raise AssertionError("a second hello")
+
+    def _feed(self, delta: Delta) -> None:
+        answer = self._answers.get(delta.request)
+        if answer is not None:
+            answer.feed(delta.chunk, delta.tokens)
+            if delta.chunk.finish_reason is not None:
+                del self._answers[delta.request]
 
     async def _send_all(self) -> None:
         assert self._stream is not None

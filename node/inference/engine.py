@@ -78,6 +78,8 @@ class EngineStatistics:
     crashes: int
     last_crash: str | None
     requests_active: int
+    requests_waiting: int
+    """Of the active ones, those that are not begun."""
     requests_total: int
     prompt_tokens_total: int
     completion_tokens_total: int
@@ -165,8 +167,11 @@ class Engine:
             self._models[key] = msgspec.structs.replace(self._models[key], pinned=False)
 
     @asynccontextmanager
-    async def generate(self, key: str, prompt: Prompt, parameters: Parameters) -> AsyncIterator[Answer]:
-        """`async with engine.generate(...) as answer: async for chunk in answer: ...`; leaving the block cancels."""
+    async def generate(
+        self, key: str, prompt: Prompt, parameters: Parameters, account: str = "", weight: int = 1
+    ) -> AsyncIterator[Answer]:
+        """`async with engine.generate(...) as answer: async for chunk in answer: ...`; leaving the block cancels.
+        Accounts that wait have their turns in fairness, as their weights are to one another."""
         check_prompt(prompt)
         parameters.check()
         if self._requests_active >= REQUESTS_MAX:
@@ -175,7 +180,7 @@ class Engine:
         if child is None or key not in self._models:
             raise self._not_loaded(key)
         number = next(self._numbers)
-        answer = child.open_answer(Generate(number, key, prompt, parameters), self._counted)
+        answer = child.open_answer(Generate(number, key, prompt, parameters, account, weight), self._counted)
         self._cache.enter(key)
         self._requests_active += 1
         self._requests_total += 1
@@ -207,6 +212,7 @@ class Engine:
             crashes=self._crashes,
             last_crash=self._last_crash,
             requests_active=self._requests_active,
+            requests_waiting=self._child.answers_waiting if self._child else 0,
             requests_total=self._requests_total,
             prompt_tokens_total=self._counted.prompt_tokens,
             completion_tokens_total=self._counted.completion_tokens,

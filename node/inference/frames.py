@@ -41,12 +41,14 @@ class Unload(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """Answer a prompt, chunk by chunk."""
+    """Answer a prompt, chunk by chunk. Whose turn it is is fair among accounts, whatever their names, by weight."""
 
     request: int
     key: str
     prompt: Prompt
     parameters: Parameters
+    account: str = ""
+    weight: int = 1
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -101,11 +103,19 @@ class Unloaded(msgspec.Struct, frozen=True, tag=True):
     leaked: int
 
 
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    """An answer waits no longer. `tokens` has its prompt."""
+
+    request: int
+    tokens: int
+
+
 class Delta(msgspec.Struct, frozen=True, tag=True):
-    """The next chunk of an answer."""
+    """The next chunk of an answer. `tokens` are those of the prompt and of the answer so far, shown or not."""
 
     request: int
     chunk: Chunk
+    tokens: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -122,7 +132,7 @@ class Resized(msgspec.Struct, frozen=True, tag=True):
     request: int
 
 
-Reply = Hello | Measured | Loading | Loaded | Unloaded | Delta | Failed | Resized
+Reply = Hello | Measured | Loading | Loaded | Unloaded | Begun | Delta | Failed | Resized
 
 _KINDS: dict[int, type[Refused]] = {
     kind.code: kind for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)

@@ -1,8 +1,9 @@
 """The engine process, `python -m node.inference.process`: reads commands, works on answers together and sends chunks.
 
 Owns the steps: one token of each answer under way goes through its model together with the others', and a new one joins
-at the next step. Prompts are read in between, part by part, for as long as a step takes. Ends with the node: when the
-socket closes, or when the kernel says that the thread that started it is gone. Knows no cache policy.
+at the next step. Prompts are read in between, part by part, for as long as a step takes. Whose answer begins next, and
+whose prompt is read next, is fair among accounts (`queueing`). Ends with the node: when the socket closes, or when the
+kernel says that the thread that started it is gone. Knows no cache policy.
 """
 
 import ctypes
@@ -13,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +23,7 @@ from contracts.errors import Busy, NotFound, Refused
 from node.inference.decoder import ROWS_MAX
 from node.inference.frames import (
     HEADER,
+    Begun,
     Cancel,
     Command,
     Delta,
@@ -46,6 +47,7 @@ from node.inference.frames import (
 from node.inference.generation import Answering
 from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import AnswerMemory
+from node.inference.queueing import FairQueue
 from node.inference.spec import Chunk, LoadStep
 
 ANSWERS_MAX = 16
@@ -66,6 +68,7 @@ _PR_SET_PDEATHSIG = 1
 class _Request:
     number: int
     key: str
+    account: str
     answering: Answering
 
 
@@ -103,7 +106,7 @@ class EngineProcess:
         """Who waits until conversations take no more than they may."""
         self._step_s = 0.0
         """How long the last step took."""
-        self._waiting: deque[_Request] = deque()
+        self._queue: FairQueue[_Request] = FairQueue()
 
     def run(self) -> None:
         """Work until the node is gone."""
@@ -119,7 +122,7 @@ class EngineProcess:
             self._prepare()
 
     def _is_idle(self) -> bool:
-        return not self._running and not self._waiting and not self._preparing
+        return not self._running and not self._queue and not self._preparing
 
     def _read(self) -> None:
         """Put commands in line; the end of the socket is the end of the node, and of this process at once."""
@@ -157,14 +160,14 @@ class EngineProcess:
                     self._preparing[spec.key] = _Preparing(command, prepared(spec, precision))
                 case Unload(request, key):
                     self._say(Unloaded(request, self._unload(key)))
-                case Generate(request, key, prompt, parameters):
+                case Generate(request, key, prompt, parameters, account, weight):
                     if key not in self._models:
                         raise NotFound(f"{key} is not loaded any more; load it again")
-                    if len(self._waiting) >= QUEUE_MAX:
+                    if len(self._queue) >= QUEUE_MAX:
                         raise Busy(f"{QUEUE_MAX} answers wait already; try again later")
                     answering = Answering(self._models[key].runnable, prompt, parameters)
                     self._memory.check(answering.shape, answering.tokens_max)
-                    self._waiting.append(_Request(request, key, answering))
+                    self._queue.put(account, weight, _Request(request, key, account, answering))
                 case Cancel(request):
                     self._cancel(request)
                 case Resize(request, answers_bytes):
@@ -211,17 +214,17 @@ class EngineProcess:
         """On its own, because its variables would keep the model's memory."""
         for running in [running for running in self._running if running.key == key]:
             self._end(running, NotFound(f"{key} was unloaded"))
-        for waiting in [waiting for waiting in self._waiting if waiting.key == key]:
-            self._waiting.remove(waiting)
+        for waiting in self._queue.remove(lambda waiting: waiting.key == key):
             self._say(failed(waiting.number, NotFound(f"{key} was unloaded")))
 
     def _cancel(self, request: int) -> None:
         for running in [running for running in self._running if running.number == request]:
             self._end(running, None)
-        self._waiting = deque(waiting for waiting in self._waiting if waiting.number != request)
+        self._queue.remove(lambda waiting: waiting.number == request)
 
     def _end(self, running: _Request, error: Refused | None) -> None:
         self._running.remove(running)
+        self._queue.done(running.account)
         self._memory.give_back(running.key, running.answering.prompt, running.answering.memory)
         if all(other.key != running.key for other in self._running):
             self._models[running.key].runnable.decoder.rest()
@@ -235,25 +238,29 @@ class EngineProcess:
             self._resizing = None
 
     def _admit(self) -> None:
-        """In the order they came: one that needs much is not passed by until it never gets it."""
-        while self._waiting and len(self._running) < ANSWERS_MAX:
-            first = self._waiting[0]
+        """Whoever is next has the next place, as soon as there is memory for it too."""
+        while len(self._running) < ANSWERS_MAX and (first := self._queue.first()) is not None:
             answering = first.answering
             try:
                 memory = self._memory.take(first.key, answering.shape, answering.prompt, answering.tokens_max)
             except Refused as error:  # it came when there was more room
-                self._waiting.popleft()
-                self._say(failed(first.number, error))
+                self._refuse(first, error)
                 continue
             except (MemoryError, RuntimeError) as error:
                 _require_out_of_memory(error)
-                self._waiting.popleft()
-                self._say(failed(first.number, Busy(NO_MEMORY)))
+                self._refuse(first, Busy(NO_MEMORY))
                 continue
             if memory is None:
                 return
             answering.begin(memory)
-            self._running.append(self._waiting.popleft())
+            self._running.append(self._queue.take())
+            # All of the prompt at once, so that it counts for who is next before it is read.
+            self._queue.charge(first.account, len(answering.prompt) - memory.length)
+            self._say(Begun(first.number, len(answering.prompt)))
+
+    def _refuse(self, waiting: _Request, error: Refused) -> None:
+        self._queue.remove(lambda other: other is waiting)
+        self._say(failed(waiting.number, error))
 
     def _read_prompts(self) -> None:
         """Prompts layer by layer, for as long as a step takes: who is answered already waits for it."""
@@ -265,10 +272,10 @@ class EngineProcess:
                 return
 
     def _begin_reading(self) -> bool:
-        """As many prompts of one model as go through it together."""
+        """As many prompts of one model as go through it together, beginning with the account that has had least."""
         requests: list[_Request] = []
         parts, room = [], ROWS_MAX
-        for running in self._running:
+        for running in sorted(self._running, key=lambda running: self._queue.had(running.account)):
             if running.answering.is_reading and room and running.key == (requests or [running])[0].key:
                 requests.append(running)
                 parts.append(running.answering.next(room))
@@ -295,6 +302,8 @@ class EngineProcess:
         running = [one for one in self._running if one.key == key and not one.answering.is_reading]
         if running:
             decoder = self._models[key].runnable.decoder
+            for one in running:
+                self._queue.charge(one.account, 1)
             self._work(running, lambda: decoder.step([one.answering.next() for one in running]))
         self._step_s = time.monotonic() - began
 
@@ -318,7 +327,8 @@ class EngineProcess:
             if isinstance(chunk, Refused):
                 self._end(one, chunk)
             elif chunk is not None:
-                self._say(Delta(one.number, chunk))
+                # What was fed, and the token that was drawn last.
+                self._say(Delta(one.number, chunk, one.answering.memory.length + 1))
                 if chunk.finish_reason is not None:
                     self._end(one, None)
 

@@ -75,6 +75,12 @@ class _Scrape(Collector):
         yield _gauge("disk_budget_bytes", "Bytes of shards kept at most", info.disk_budget)
         yield _gauge("cache_used_bytes", "Bytes of loaded models", info.cache_used)
         yield _gauge("cache_budget_bytes", "Bytes of loaded models at most", info.cache_budget)
+        yield _gauge("answers_active", "Answers that are under way or wait", info.quota.answers)
+        yield _gauge("answers_waiting", "Answers that wait for their turn", info.answers_waiting)
+        refused = CounterMetricFamily("aigen_answers_refused", "Answers refused by a limit", labels=["limit"])
+        for limit, count in info.quota.refused.items():
+            refused.add_metric([limit], count)
+        yield refused
         yield _counter("pieces_fetched", "Pieces fetched from other nodes and mirrors", info.pieces_fetched)
         yield _counter("fetched_bytes", "Bytes fetched from other nodes and mirrors", info.bytes_fetched)
         yield _counter("fetch_saved_bytes", "Bytes of them that compression saved", info.fetching.bytes_saved)

@@ -31,8 +31,6 @@ from node.rpc.values import Answered, ChatChunk, LoadState, ModelInfo
 log = logging.getLogger("aigen.rpc")
 
 UNKNOWN_KEY = 401
-TOO_MANY = 429
-RETRY_AFTER_S = 1
 DONE = b"data: [DONE]\n\n"
 
 Asked = ChatRequest | TextRequest
@@ -260,8 +258,8 @@ def _kind(refusal: Refused) -> tuple[int, str, str | None]:
 
 def refused(refusal: Refused, status: int | None = None, headers: dict[str, str] | None = None) -> Response:
     status, body = problem(refusal, status)
-    if status == TOO_MANY:
-        headers = {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(refusal, Busy):
+        headers = {**(headers or {}), "retry-after": str(refusal.retry_after_s)}
     return _json(body, status, headers)
 
 

@@ -12,6 +12,7 @@ from node.inference.spec import Completion, DrawnToken
 from node.network.fetching.statistics import FetcherStatistics
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
+from node.quota import QuotaStatistics
 from node.receipts import Receipt
 
 Backend = Literal["peer", "http", "ipfs"]
@@ -111,11 +112,13 @@ class AccountInfo(msgspec.Struct, frozen=True):
 
 
 class TierInfo(msgspec.Struct, frozen=True):
-    """A tier the ledger defines; `cache_size` in bytes."""
+    """A tier the ledger defines; `cache_size` in bytes. The limits are those of an account on a node; 0 is none."""
 
     name: str
     rank: int
     cache_size: int
+    concurrent_answers: int
+    tokens_per_minute: int
 
 
 class TierCheck(msgspec.Struct, frozen=True):
@@ -239,7 +242,7 @@ class NodeInfo(msgspec.Struct, frozen=True):
     """This node: who it is, what it does and how much it has. Sizes in bytes; `core_model` is None without one.
     `pieces_fetched` and `bytes_fetched` came from elsewhere since this one started. `state_alarms` has a line for each
     peer whose state after some block is not this node's; `lagging_peers` stay behind what others have. `shards_short`:
-    the shards of the network with too few copies."""
+    the shards of the network with too few copies. `answers_waiting`: asked for, and not begun."""
 
     node_id: NodeId
     operator: Address
@@ -260,6 +263,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     pieces_fetched: int
     bytes_fetched: int
     shards_short: int
+    answers_waiting: int
+    quota: QuotaStatistics
     fetching: FetcherStatistics
     state_alarms: tuple[str, ...]
     consensus: ConsensusStatistics

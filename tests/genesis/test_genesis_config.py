@@ -59,6 +59,8 @@ cache_size = 8
 name = "pro"
 rank = 2
 cache_size = 16
+concurrent_answers = 3
+tokens_per_minute = 0
 
 [[accounts]]
 address = "{USER}"
@@ -108,7 +110,7 @@ def test_every_value_arrives() -> None:
         network=Network("test", 7, 1700000000, 5, 50000000),
         admins=(Address(bytes.fromhex(ADMIN[2:])),),
         authorities=(Address(bytes.fromhex(AUTHORITY[2:])),),
-        tiers=(Tier("basic", 1, 8), Tier("pro", 2, 16)),
+        tiers=(Tier("basic", 1, 8), Tier("pro", 2, 16, 3, 0)),
         check_period_s=3600,
         accounts=(Account(Address(bytes.fromhex(USER[2:])), "pro", 1800000000),),
         shards=Shards(67108864, 2),
@@ -137,6 +139,7 @@ def test_what_is_left_out_has_its_default() -> None:
     assert config.shards == Shards(size=4 << 30, redundancy=3)
     assert (config.network.period_s, config.network.gas_limit, config.check_period_s) == (1, 60_000_000, 86400)
     assert (config.accounts, config.models, config.catalogue) == ((), (), ())
+    assert config.tiers == (Tier("basic", 1, 8, concurrent_answers=4, tokens_per_minute=40_000),)
 
 
 def changed(old: str, new: str) -> bytes:
@@ -192,6 +195,10 @@ SECOND_ACCOUNT = f'[[accounts]]\naddress = "{USER}"\n'
         ("rank = 1", "rank = 0", "tiers[0].rank: 0 is not between"),
         ("cache_size = 8", "cache_size = 0", "tiers[0].cache_size: 0 is not between"),
         ('name = "pro"', 'name = "-pro"', "tiers[1].name: '-pro' does not match"),
+        ("concurrent_answers = 3", "concurrent_answers = -1", "tiers[1].concurrent_answers: -1 is not between 0 and"),
+        ("concurrent_answers = 3", "concurrent_answers = 10001", "tiers[1].concurrent_answers: 10001 is not between"),
+        ("tokens_per_minute = 0", "tokens_per_minute = -1", "tiers[1].tokens_per_minute: -1 is not between 0 and"),
+        ("tokens_per_minute = 0", "tokens_per_minute = 1.5", "tiers[1].tokens_per_minute: Expected `int`"),
         # accounts
         ('tier = "pro"', 'tier = "gold"', "accounts[0].tier: there is no tier 'gold', only basic, pro"),
         ('tier = "pro"', "", "accounts[0].until: there is no tier that could end"),
@@ -360,6 +367,11 @@ def test_the_seed_is_in_the_templates() -> None:
             ("basic", 1, 8 * 10**9),
             ("pro", 2, 16 * 10**9),
             ("unlimited", 3, 32 * 10**9),
+        ]
+        assert [(t.concurrent_answers, t.tokens_per_minute) for t in config.tiers] == [
+            (4, 40_000),
+            (16, 200_000),
+            (0, 0),
         ]
         assert [(c.model_id, c.minimum_tier, c.approximate_size) for c in config.catalogue] == [
             ("mistral-7b", "basic", 14 * 10**9),

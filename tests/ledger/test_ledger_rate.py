@@ -20,3 +20,19 @@ def test_over_any_time_no_more_than_the_rate_and_a_burst(moments: list[float]) -
     for at, first in enumerate(taken):
         for count, last in enumerate(taken[at:], 1):
             assert count <= 4 + 5 * (last - first) + 1e-6
+
+
+def test_much_at_once_what_was_not_used_and_a_debt() -> None:
+    rate = Rate(per_s=10, burst=600)
+    assert rate.left(5.0) == 600
+    assert rate.take(5.0, 500)
+    assert not rate.take(5.0, 101)
+    assert rate.wait_s(5.0, 101) == 0.1
+    rate.give_back(5.0, 400)
+    assert rate.left(5.0) == 500
+    rate.give_back(5.0, 10_000)
+    assert rate.left(5.0) == 600, "never more than a burst"
+    rate.give_back(5.0, -700)
+    assert rate.wait_s(5.0, 20) == 12
+    assert not rate.take(16.9, 20)
+    assert rate.take(17.0, 20)

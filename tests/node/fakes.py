@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -17,12 +17,12 @@ from contracts import events
 from contracts.calls import AnnounceShards, Call, RenewLease, WithdrawShards
 from contracts.errors import Busy, Conflict, NotFound, Refused
 from contracts.types import PIECE_SIZE, Address, ManifestHash, NodeId, TransactionHash
+from genesis.schema import Tier
 from ledger.consensus import ConsensusStatistics
 from node import state as states
 from node.config import Config
 from node.inference.spec import (
     Chunk,
-    Completion,
     LoadedModel,
     LoadStep,
     Message,
@@ -40,6 +40,7 @@ from node.network.sources import PeerSource, Source
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
 from node.questions import Questions
+from node.quota import Quota
 from node.receipts import Receipts
 from node.registry import Model
 from node.replication import Replication
@@ -57,6 +58,7 @@ LEASE_S = 3_600
 CHAIN_ID = 41_000
 GENESIS_HASH = b"\x0e" * 32
 DATA_ENDPOINT = "aigen+tls://127.0.0.1:9946"
+TIERS = (Tier("basic", 1, 8, concurrent_answers=2, tokens_per_minute=1_500), Tier("unlimited", 3, 8, 0, 0))
 
 
 class FakeReplay:
@@ -223,12 +225,39 @@ def surroundings(path: Path, shard_count: int = 4, role: str = "storage") -> Sur
     return Surroundings(replay, wallet, store, fetcher, replication, manifest)
 
 
+class FakeAnswer:
+    """Says every message again, a token each, and ends when `gate` lets it; the prompt is a token each too."""
+
+    def __init__(self, prompt: tuple[Message, ...], gate: trio.Event) -> None:
+        self.tokens = len(prompt)
+        self._left: list[Chunk] = [Chunk(message.content) for message in prompt]
+        self._last: list[Chunk] = [Chunk("", "stop", Usage(len(prompt), len(prompt)))]
+        self._gate = gate
+
+    def __aiter__(self) -> FakeAnswer:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        await trio.lowlevel.checkpoint()
+        if self._left:
+            self.tokens += 1
+            return self._left.pop(0)
+        await self._gate.wait()
+        if not self._last:
+            raise StopAsyncIteration
+        return self._last.pop()
+
+
 class FakeEngine:
-    """Loads at once, or when `gate` opens; answers with an echo. `failures` are raised first."""
+    """Loads at once, or when `gate` opens; answers with an echo, whose end waits for `answers`. `failures` are raised
+    first."""
 
     def __init__(self) -> None:
         self.gate = trio.Event()
         self.gate.set()
+        self.answers = trio.Event()
+        self.answers.set()
+        self.asked: list[tuple[str, int]] = []
         self.failures: list[Refused] = []
         self.steps: list[LoadStep] = []
         self.specs: list[tuple[ModelSpec, bool]] = []
@@ -267,22 +296,14 @@ class FakeEngine:
         return tuple(self._models.values())
 
     @asynccontextmanager
-    async def generate(self, key: str, prompt: Prompt, parameters: Parameters) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def generate(
+        self, key: str, prompt: Prompt, parameters: Parameters, account: str = "", weight: int = 1
+    ) -> AsyncIterator[FakeAnswer]:
         if key not in self._models:
             raise NotFound(f"{key} is not loaded")
-
-        async def answer() -> AsyncIterator[Chunk]:
-            for message in prompt:
-                assert isinstance(message, Message)
-                yield Chunk(message.content)
-            yield Chunk("", "stop", Usage(1, 1))
-
-        async with aclosing(answer()) as chunks:
-            yield chunks
-
-    async def complete(self, key: str, prompt: Prompt, parameters: Parameters) -> Completion:
-        async with self.generate(key, prompt, parameters) as answer:
-            return Completion("".join([chunk.text async for chunk in answer]), "stop", Usage(1, 1))
+        self.asked.append((account, weight))
+        assert not isinstance(prompt, str)
+        yield FakeAnswer(prompt, self.answers)
 
 
 class FakeLedger:
@@ -349,6 +370,7 @@ def service(
 ) -> Service:
     """The real service over the fakes."""
     loading = Loading(around.replication, engine, nursery)  # type: ignore[arg-type]
+    quota = Quota(TIERS, OPERATOR, 8, trio.current_time)
     ledger: Any = FakeLedger(around.replay)
     config = config or Config()
     receipts = Receipts(NodeIdentity.generate(), CHAIN_ID, GENESIS_HASH) if config.inference.receipts else None
@@ -362,7 +384,7 @@ def service(
         replication=around.replication,
         engine=engine,  # type: ignore[arg-type]
         loading=loading,
-        questions=Questions(around.replay, around.replication, loading, engine, ledger, receipts),  # type: ignore[arg-type]
+        questions=Questions(around.replay, around.replication, loading, engine, ledger, quota, receipts),  # type: ignore[arg-type]
         receipts=receipts,
         wallet=around.wallet,  # type: ignore[arg-type]
         control=(control or FakeControl()).statistics,

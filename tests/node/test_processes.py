@@ -600,7 +600,8 @@ def test_commands_that_read_print_tables_and_json(cluster: Cluster) -> None:
 
     tiers = b.cli("tier", "list", "--json").json
     assert [row["rank"] for row in tiers if row["name"] == "basic"] == [1]
-    assert row_of(b.cli("tier", "list"), "basic")["rank"] == "1"
+    row = row_of(b.cli("tier", "list"), "basic")
+    assert (row["rank"], row["answers at once"], row["tokens a minute"]) == ("1", "4", "40000")
 
     listed = b.cli("model", "list", "--json").json["models"]
     assert (listed[0]["model_id"], listed[0]["core"]) == (MODEL, True)

@@ -105,6 +105,12 @@ def test_last_shard_is_shorter() -> None:
     assert [model.size_of_shard(i) for i in range(3)] == [4, 4, 2]
 
 
+def test_a_tier_weighs_by_its_place_among_the_others() -> None:
+    defined = (events.TierDefined(name, rank, 8) for name, rank in (("pro", 20), ("basic", 7), ("unlimited", 255)))
+    held = after(*defined).tiers
+    assert [held.weight(name) for name in ("", "basic", "pro", "unlimited")] == [1, 1, 2, 3]
+
+
 def test_tiers_end_at_their_time_and_with_their_revocation() -> None:
     held = after(events.TierGranted(ACCOUNTS[0], "pro", 100))
     grant = held.tiers.held(ACCOUNTS[0], 99.9)

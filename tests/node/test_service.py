@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import trio.testing
 
 from contracts import events
 from contracts.calls import Call
-from contracts.errors import Busy, NoSpace
+from contracts.errors import BadInput, Busy, NoSpace
 from contracts.types import Address, ModelId, TransactionHash, Version
 from node import receipts
 from node.config import Config, InferenceSettings, NodeSettings
@@ -214,6 +215,62 @@ async def test_a_model_evicted_before_the_answer_is_loaded_again(
     done = await ask(node)
     assert done.completion.text == "hello"
     assert len(engine.specs) == 2
+
+
+# What an account may ask at once
+
+
+async def test_an_account_has_the_limits_and_the_weight_of_its_tier(
+    around: Surroundings, node: Service, engine: FakeEngine
+) -> None:
+    around.replay.add(events.TierDefined("unlimited", 9, 8))
+    await node.load_model(M, V1, wait=True)
+    engine.answers = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, node)
+        nursery.start_soon(ask, node)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(Busy, match="tier basic allows 2 at once"):
+            await ask(node)
+        check = msgspec.structs.replace(CHECK, held="unlimited")
+        nursery.start_soon(
+            partial(node.chat, check, prompt=QUESTION, parameters=Parameters(), emit=None, receipt_id=ID)
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        engine.answers.set()
+    assert engine.asked == [(ALICE.hex(), 1)] * 2 + [(ALICE.hex(), 2)]
+    assert node.questions.quota.statistics().answers == 0
+
+
+async def ask_for(node: Service, max_tokens: int) -> Answered:
+    parameters = Parameters(max_tokens=max_tokens)
+    return await node.chat(CHECK, prompt=QUESTION, parameters=parameters, emit=None, receipt_id=ID)
+
+
+async def test_an_answer_counts_for_what_it_used_also_when_nobody_waited_for_its_end(
+    node: Service, engine: FakeEngine, mock_clock: trio.testing.MockClock
+) -> None:
+    await node.load_model(M, V1, wait=True)
+    engine.answers = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_for, node, 1_000)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    engine.answers.set()
+    with pytest.raises(Busy, match="up to 1500 tokens and has 1498 left of the 1500 a minute"):
+        await ask_for(node, 1_498)
+    with pytest.raises(BadInput, match="more than the 1500 a minute that tier basic allows"):
+        await ask_for(node, 1_499)
+    await ask_for(node, 1_496)
+
+
+async def test_what_failed_before_the_engine_was_asked_costs_nothing(
+    node: Service, engine: FakeEngine, mock_clock: trio.testing.MockClock
+) -> None:
+    engine.failures = [NoSpace("needs 26 GB")]
+    with pytest.raises(NoSpace):
+        await ask_for(node, 1_498)
+    assert (await ask_for(node, 1_498)).completion.text == "hello"
 
 
 # Receipts

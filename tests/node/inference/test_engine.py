@@ -207,6 +207,36 @@ async def test_an_answer_waits_for_memory_and_one_that_never_fits_is_refused(spe
         nursery.cancel_scope.cancel()
 
 
+async def test_who_asks_once_is_answered_among_the_first_of_who_asks_all_the_time(spec: ModelSpec) -> None:
+    """There is memory for four answers at once."""
+    ended: list[str] = []
+    async with trio.open_nursery() as nursery:
+        engine = Engine(EngineSettings(spec.total_size + 900 * TOKEN_BYTES, threads=1))
+        await nursery.start(engine.run)
+        await engine.load(spec)
+
+        pid = engine.statistics().pid
+        assert pid is not None
+
+        async def ask(account: str) -> None:
+            async with engine.generate(spec.key, "hello", Parameters(max_tokens=200), account) as answer:
+                usage = (await answer.collect()).usage
+                ended.append(account)
+                assert answer.tokens == usage.total_tokens
+
+        async with trio.open_nursery() as askers:
+            os.kill(pid, signal.SIGSTOP)
+            for account in [*["many"] * 12, "once"]:
+                askers.start_soon(ask, account)
+                await trio.testing.wait_all_tasks_blocked()
+            assert engine.statistics().requests_waiting == 13
+            os.kill(pid, signal.SIGCONT)
+        assert engine.statistics().requests_waiting == 0
+        nursery.cancel_scope.cancel()
+    assert len(ended) == 13
+    assert ended.index("once") < 8, "in the second four"
+
+
 async def test_a_load_waits_for_answers_that_have_its_room(spec: ModelSpec) -> None:
     other = renamed(spec, "b@1")
     cache_bytes = 2 * spec.total_size + 200 * TOKEN_BYTES

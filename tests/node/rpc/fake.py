@@ -9,7 +9,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from contracts.calls import RegisterModel, SetCoreModel, decode_call
-from contracts.errors import BadInput, Conflict
+from contracts.errors import BadInput, Busy, Conflict
 from contracts.types import Address, ManifestHash, ModelId, NodeId, ShardHash, TransactionHash, Version
 from ledger import transactions
 from ledger.consensus import ConsensusStatistics
@@ -23,6 +23,7 @@ from node.network.fetching.statistics import FetcherStatistics, SourceInfo
 from node.network.identity import NodeIdentity
 from node.network.statistics import GossipStatistics
 from node.network.sync import SyncStatistics
+from node.quota import QuotaStatistics
 from node.receipts import Receipt, Receipts
 from node.rpc import port, values
 
@@ -185,7 +186,9 @@ class FakeNode:
             check_period_s=3600,
             admins=(ADMIN.address,),
             authorities=(ADMIN.address,),
-            tiers=tuple(values.TierInfo(name, rank, rank * 8_000_000_000) for name, rank in RANKS.items()),
+            tiers=tuple(
+                values.TierInfo(name, rank, rank * 8_000_000_000, rank, rank * 100) for name, rank in RANKS.items()
+            ),
             contracts={"Models": registration("x").to},
         )
 
@@ -242,6 +245,8 @@ class FakeNode:
             pieces_fetched=0,
             bytes_fetched=0,
             shards_short=2,
+            answers_waiting=1,
+            quota=QuotaStatistics(3, 2, {"concurrent_answers": 4, "tokens_per_minute": 5, "places": 6}),
             fetching=FetcherStatistics(sources=(DROPPED,)),
             state_alarms=("after block 16 the state of 12D3KooWx has another hash",),
             consensus=ConsensusStatistics(True, 9, 1, 0, 2.0, 40, 0, OwnBlocks(3, 0.75, 8, NOW)),
@@ -378,6 +383,8 @@ class FakeNode:
         said = prompt if isinstance(prompt, str) else prompt[-1].content
         if said == "crash":
             raise KeyError("/secret/path")
+        if said == "too much":
+            raise Busy("200 left of the 40000 a minute of tier basic: try again in 17 s", 17)
         if said == "two lines":
             raise BadInput("first\nsecond")
         state = await self.load_model(check.model_id, check.version, wait=True)

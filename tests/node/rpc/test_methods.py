@@ -235,7 +235,13 @@ async def test_get_block():
 async def test_get_chain_info():
     info = await result(FakeNode(), "getChainInfo", caller=NOBODY)
     assert (info["chain_id"], info["redundancy"]) == (41_000, 3)
-    assert info["tiers"][0] == {"name": "basic", "rank": 1, "cache_size": 8_000_000_000}
+    assert info["tiers"][0] == {
+        "name": "basic",
+        "rank": 1,
+        "cache_size": 8_000_000_000,
+        "concurrent_answers": 1,
+        "tokens_per_minute": 100,
+    }
     assert info["contracts"]["Models"] == hexed(registration("x").to)
     assert [mark["number"] for mark in info["state_hashes"]] == [0, info["head_number"]]
     assert all(len(mark["hash"]) == 66 for mark in info["state_hashes"])

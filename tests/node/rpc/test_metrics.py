@@ -43,6 +43,8 @@ def test_what_the_node_says_is_what_is_read() -> None:
     assert found["aigen_fetched_bytes_total"] == info.bytes_fetched
     assert found["aigen_fetch_saved_bytes_total"] == info.fetching.bytes_saved
     assert found["aigen_sources_dropped"] == 1
+    assert (found["aigen_answers_active"], found["aigen_answers_waiting"]) == (info.quota.answers, info.answers_waiting)
+    assert {limit: found[f"aigen_answers_refused_total {limit}"] for limit in info.quota.refused} == info.quota.refused
     assert found[f"aigen_authority_evidence 0x{OPERATOR.address.hex()}"] == 1
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,9 +29,21 @@ MODEL = "mistral-7b"
 T = TypeVar("T")
 
 
-def client(served: Served, key: Key = OPERATOR) -> openai.OpenAI:
-    api_key = token.mint(key, CHAIN_ID, int(NOW) + 60)
-    return openai.OpenAI(base_url=f"{served.url}/v1", api_key=api_key, max_retries=0)
+made: list[openai.OpenAI] = []
+
+
+@pytest.fixture(autouse=True)
+def _all_closed() -> Iterator[None]:
+    """A client keeps connections open; left to the collector they are a warning, in whichever test that runs."""
+    yield
+    while made:
+        made.pop().close()
+
+
+def client(served: Served, key: Key = OPERATOR, api_key: str | None = None) -> openai.OpenAI:
+    api_key = api_key or token.mint(key, CHAIN_ID, int(NOW) + 60)
+    made.append(openai.OpenAI(base_url=f"{served.url}/v1", api_key=api_key, max_retries=0))
+    return made[-1]
 
 
 async def asked(call: Callable[[], T]) -> T:
@@ -316,7 +328,7 @@ async def test_refusals(
 async def test_who_may_not_ask() -> None:
     async with serving() as served:
         for path in ("chat.completions", "models"):
-            nobody = openai.OpenAI(base_url=f"{served.url}/v1", api_key="sk-nobody", max_retries=0)
+            nobody = client(served, api_key="sk-nobody")
             call = partial(nobody.chat.completions.create, **said("one")) if "chat" in path else nobody.models.list
             with pytest.raises(openai.AuthenticationError, match="not one of AIGEN's") as unknown:
                 await asked(call)
@@ -346,6 +358,19 @@ async def test_too_many_are_told_when_to_come_back() -> None:
             await asked(partial(client(served).chat.completions.create, **said("two")))
         assert refused.value.response.headers["retry-after"] == "1"
         node.words.release()
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+async def test_who_has_used_its_limit_is_told_when_there_is_more(stream: bool) -> None:
+    async with serving() as served:
+        with pytest.raises(openai.RateLimitError, match="try again in 17 s") as refused:
+            await asked(partial(client(served).chat.completions.create, **said("too much"), stream=stream))
+    assert refused.value.response.headers["retry-after"] == "17"
+    assert (refused.value.status_code, refused.value.type, refused.value.code) == (
+        429,
+        "rate_limit_error",
+        "rate_limit_exceeded",
+    )
 
 
 async def test_a_bug_says_no_more_than_that(caplog: pytest.LogCaptureFixture) -> None:
