@@ -54,7 +54,7 @@ class CodeGenDecoder(Decoder):
             head_size=head_size,
             context_length=built.context_length,
         )
-        super().__init__(shape, built.precision)
+        super().__init__(shape, built.precision, built.matrices.steps_each_max)
         if config.n_head % BLOCKS:
             raise BadInput(f"config.json has n_head = {config.n_head}; CodeGen has a multiple of {BLOCKS}")
         self._rotary = config.rotary_dim or head_size

@@ -22,10 +22,6 @@ ROWS_MAX = 512
 """Tokens of prompts that go through a layer together; longer ones take several rounds."""
 
 
-STEPS_EACH_MAX = 3
-"""Up to this many conversations, a step of each is faster than one of all."""
-
-
 @dataclass(frozen=True)
 class Part:
     """The next tokens of one conversation."""
@@ -52,8 +48,10 @@ class View:
 class Decoder(ABC):
     """A model that is fed tokens and says the logits of the next one. One thread uses it."""
 
-    def __init__(self, shape: Shape, precision: torch.dtype) -> None:
+    def __init__(self, shape: Shape, precision: torch.dtype, steps_each_max: int) -> None:
+        """Up to `steps_each_max` conversations have their step one by one."""
         self.shape = shape
+        self.steps_each_max = steps_each_max
         self._precision = precision
         self._wide = Wide(precision)
         self._scale = 1.0 / math.sqrt(shape.head_size)
@@ -69,7 +67,7 @@ class Decoder(ABC):
 
     def step(self, parts: Sequence[Part]) -> torch.Tensor:
         """Feed one token to each of several conversations, all layers at once; a row of logits for each."""
-        if len(parts) > STEPS_EACH_MAX:
+        if len(parts) > self.steps_each_max:
             return finished(self.feed(parts))
         logits = []
         with one_row():

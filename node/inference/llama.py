@@ -62,7 +62,7 @@ class LlamaDecoder(Decoder):
             context_length=built.context_length,
             window=getattr(config, "sliding_window", None) or 0,
         )
-        super().__init__(shape, built.precision)
+        super().__init__(shape, built.precision, built.matrices.steps_each_max)
         self._embedding = built.matrices.embedding("model.embed_tokens")
         self._norm = Norm(model.model.norm, built.precision)
         self._head = built.matrices.product("lm_head", self._wide)

@@ -23,6 +23,10 @@ KERNEL_ROWS_MAX = 12
 class Matrices(Protocol):
     """Products and embeddings by the names of modules."""
 
+    @property
+    def steps_each_max(self) -> int:
+        """Up to this many conversations, a step of each is faster than one of all."""
+
     def product(self, module: str, wide: Wide) -> Product:
         """Of one module, with its bias."""
 
@@ -35,6 +39,8 @@ class Matrices(Protocol):
 
 class StoredMatrices:
     """Those of transformers' modules, whose weights are views of the shards."""
+
+    steps_each_max = 3
 
     def __init__(self, model: Any, mapping: ShardMapping) -> None:
         self._model = model
@@ -70,6 +76,8 @@ class StoredMatrices:
 
 class QuantisedMatrices:
     """Those of a file of quantised weights; `tied` modules have the weights of others, `model` has the biases."""
+
+    steps_each_max = 1
 
     def __init__(self, model: Any, file: QuantisedFile, mapping: ShardMapping, tied: Mapping[str, str]) -> None:
         self._model = model

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -48,7 +48,7 @@ from node.inference.generation import Answering
 from node.inference.loading import MappedModel, measured, prepared
 from node.inference.memory import AnswerMemory
 from node.inference.queueing import FairQueue
-from node.inference.spec import Chunk, LoadStep
+from node.inference.spec import Chunk, LoadStep, joined_chunk
 
 ANSWERS_MAX = 16
 """Answers under way; more wait for a place, so that each keeps some speed and key/value memory stays bounded."""
@@ -58,6 +58,9 @@ QUEUE_MAX = 256
 
 NEWS_INTERVAL_S = 0.25
 """How often the node is told how far a load is."""
+
+TOLD_INTERVAL_S = 0.02
+"""Chunks of an answer that come faster go to the node together: it would need the cores that the next step is on."""
 
 NO_MEMORY = "the machine is out of memory for this answer; try a shorter one or later"
 
@@ -70,6 +73,8 @@ class _Request:
     key: str
     account: str
     answering: Answering
+    untold: list[Chunk] = field(default_factory=list)
+    told_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class EngineProcess:
         """`answers_bytes` bound the memory of all conversations."""
         self._memory = AnswerMemory(answers_bytes)
         self._connection = connection
+        self._unsent = bytearray()
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._models: dict[str, MappedModel] = {}
         self._preparing: dict[str, _Preparing] = {}
@@ -114,12 +120,18 @@ class EngineProcess:
         threading.Thread(target=self._read, name="commands", daemon=True).start()
         while True:
             while self._is_idle() or not self._commands.empty():
+                self._send()
                 self._act(self._commands.get())
-            self._admit()
-            self._read_prompts()
-            for key in dict.fromkeys(running.key for running in self._running):
-                self._step(key)
-            self._prepare()
+            self._turn()
+
+    def _turn(self) -> None:
+        """Once round, for everything under way."""
+        self._admit()
+        self._read_prompts()
+        for key in dict.fromkeys(running.key for running in self._running):
+            self._step(key)
+        self._prepare()
+        self._send()
 
     def _is_idle(self) -> bool:
         return not self._running and not self._queue and not self._preparing
@@ -144,10 +156,15 @@ class EngineProcess:
         return bytes(parts)
 
     def _say(self, reply: Reply) -> None:
+        self._unsent += encode(reply)
+
+    def _send(self) -> None:
+        """All that was said since the last time."""
         try:
-            self._connection.sendall(encode(reply))
+            self._connection.sendall(self._unsent)
         except ConnectionError:
             os._exit(0)
+        self._unsent.clear()
 
     def _act(self, command: Command) -> None:
         try:
@@ -224,6 +241,7 @@ class EngineProcess:
 
     def _end(self, running: _Request, error: Refused | None) -> None:
         self._running.remove(running)
+        self._tell(running)
         self._queue.done(running.account)
         self._memory.give_back(running.key, running.answering.prompt, running.answering.memory)
         if all(other.key != running.key for other in self._running):
@@ -327,10 +345,19 @@ class EngineProcess:
             if isinstance(chunk, Refused):
                 self._end(one, chunk)
             elif chunk is not None:
-                # What was fed, and the token that was drawn last.
-                self._say(Delta(one.number, chunk, one.answering.memory.length + 1))
+                one.untold.append(chunk)
                 if chunk.finish_reason is not None:
                     self._end(one, None)
+                elif time.monotonic() - one.told_at >= TOLD_INTERVAL_S:
+                    self._tell(one)
+
+    def _tell(self, one: _Request) -> None:
+        """What an answer has come to since the last time."""
+        if one.untold:
+            # What was fed, and the token that was drawn last.
+            self._say(Delta(one.number, joined_chunk(one.untold), one.answering.memory.length + 1))
+            one.untold.clear()
+            one.told_at = time.monotonic()
 
 
 def _taken(request: _Request, logits: torch.Tensor) -> Chunk | Refused | None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from node.inference.decoder import STEPS_EACH_MAX, Part, finished
+from node.inference.decoder import Part, finished
 from node.inference.loading import MappedModel
 from node.inference.memory import KeyValues
 from node.inference.sampling import Sampler
@@ -102,10 +102,10 @@ def test_in_bf16_answers_do_not_depend_on_what_is_answered_beside_them(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit: prompts where products of many rows are in bf16 too, and steps of as many as are made one by one."""
-    count = STEPS_EACH_MAX
     monkeypatch.setattr("node.inference.products.multiplies_bf16", lambda: True)
     directory = tiny.save(tmp_path / "bf16", name, torch.bfloat16)
     decoder = MappedModel(tiny.cut(directory, tmp_path / "shards", 16384)).runnable.decoder
+    count = decoder.steps_each_max
     memories = [KeyValues(decoder.shape, 64) for _ in range(count)]
     tokens = [[*PROMPT[:13], number] for number in range(count)]
     parts = [Part(one, memory) for one, memory in zip(tokens, memories, strict=True)]

@@ -32,7 +32,7 @@ class Loop:
         self._other_end = other_end
         self._key = spec.key
         self.process._act(Load(0, spec))
-        self.process._prepare()
+        self.turn()
         self.said()
 
     def ask(self, number: int, prompt: str, account: str, weight: int = 1, parameters: Parameters = ONE) -> None:
@@ -40,9 +40,7 @@ class Loop:
 
     def turn(self) -> None:
         """Once round."""
-        self.process._admit()
-        self.process._read_prompts()
-        self.process._step(self._key)
+        self.process._turn()
 
     def said(self) -> list[Reply]:
         found = []
