@@ -103,6 +103,13 @@ class Loading:
                 raise type(load.failure)(str(load.failure)) from load.failure
         return self.state(model)
 
+    def pin_only(self, model: Model) -> None:
+        """Pin it whenever it is loaded, and no other model any more."""
+        self._pinned = {model.key}
+        for loaded in self._engine.loaded():
+            if loaded.pinned and loaded.key != engine_key(model):
+                self._engine.unpin(loaded.key)
+
     async def unload(self, model: Model) -> LoadState:
         """Raises Conflict for the pinned model, Busy for one that is answering or on its way, NotFound when it is not
         loaded."""
@@ -126,6 +133,8 @@ class Loading:
             await self._engine.load(spec, pin, heard)
             if not pin and model.key in self._pinned:  # asked for during the load
                 await self._engine.load(spec, pin=True)
+            if pin and model.key not in self._pinned:
+                self._engine.unpin(spec.key)
         except Refused as error:
             load.failure = error
             log.warning("loading %s failed: %s", engine_key(model), error)

@@ -68,6 +68,7 @@ class Sequence:
         self.service = parts.service
         self.nursery = nursery
         self._replicating = False
+        self._core_is_up = trio.Event()
 
     async def run(self) -> None:
         """From a replayed ledger to ready for inference."""
@@ -200,20 +201,33 @@ class Sequence:
     # With one
 
     async def _preload_core(self) -> None:
-        """Fetch, verify, load, pin and announce the core model. Without one the node is ready as it is, and preloads
-        the one that is designated later."""
+        """Fetch, verify, load, pin and announce the core model. Without one the node is ready as it is. One that is
+        designated later, or instead, is preloaded while the node runs."""
         if self.service.core_model() is None:
             for name in STEP_NAMES[2:]:
                 self.service.steps.set(name, "done", "no core model is designated yet")
-            self.nursery.start_soon(self._preload_later)
+            self.nursery.start_soon(self._follow_core)
             return
-        model = await self._core_model()
-        await self._insist(lambda: self._bring_up(model))
+        self.nursery.start_soon(self._follow_core)
+        await self._core_is_up.wait()
 
-    async def _preload_later(self) -> None:
-        await self.replay.wait_until(lambda state: state.registry.core is not None)
+    async def _follow_core(self) -> None:
+        """Whatever model is this node's core model, for as long as it is."""
+        while True:
+            core = self.service.core_model()
+            async with trio.open_nursery() as nursery:
+                if core is not None:
+                    nursery.start_soon(self._switch_core)
+                while self.service.core_model() == core:
+                    await self.replay.wait_change(self.replay.number)
+                nursery.cancel_scope.cancel()  # nothing is insisted on that was designated before
+
+    async def _switch_core(self) -> None:
+        """The one before is pinned no more, and goes when something needs its room."""
         model = await self._core_model()
+        self.service.loading.pin_only(model)
         await self._insist(lambda: self._bring_up(model))
+        self._core_is_up.set()
 
     async def _core_model(self) -> Model:
         """This node's core model, once it is registered."""

@@ -288,6 +288,9 @@ class FakeEngine:
         """It goes, as another model's load may have it go."""
         del self._models[key]
 
+    def unpin(self, key: str) -> None:
+        self._models[key] = msgspec.structs.replace(self._models[key], pinned=False)
+
     def load_in(self, key: str, precision: str) -> None:
         """What is loaded is so in another precision from now on."""
         self._models[key] = msgspec.structs.replace(self._models[key], precision=precision)

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from contracts import events
 from contracts.calls import AnnounceShards, JoinNode
-from contracts.errors import Busy, NotAllowed
+from contracts.errors import Busy, NoSpace, NotAllowed
 from contracts.types import ShardHash
 from node.assembly import Parts
 from node.config import Config, NetworkSettings, NodeSettings, Role
@@ -261,3 +261,60 @@ async def test_a_core_model_designated_later_is_preloaded(begin: Begin, autojump
     assert start.engine.loaded() == ()
     start.around.replay.add(events.CoreModelSet("m", "1"))
     await start.until(lambda: bool(start.engine.loaded()) and start.engine.loaded()[0].pinned)
+
+
+def register(start: Start, version: str) -> None:
+    """Another version, of the same shards."""
+    model = start.around.model
+    start.around.replay.add(
+        events.ModelRegistered(
+            *("m", version, model.total_size, model.shard_size, model.shard_count, model.shard_hashes),
+            *(model.manifest_hash, "basic", False, "", "", OPERATOR),
+        )
+    )
+
+
+def pinned(start: Start) -> list[str]:
+    return [loaded.key for loaded in start.engine.loaded() if loaded.pinned]
+
+
+async def test_a_core_model_designated_instead_takes_its_place_without_a_restart(
+    begin: Begin, autojump_clock: MockClock
+) -> None:
+    start = begin()
+    start.around.replay.add(events.CoreModelSet("m", "1"))
+    await start.sequence.run()
+    assert pinned(start) == ["m@1"]
+    register(start, "2")
+    start.around.replay.add(events.CoreModelSet("m", "2"))
+    await start.until(lambda: pinned(start) == ["m@2"])
+    assert [loaded.key for loaded in start.engine.loaded()] == ["m@1", "m@2"], "the first one goes when it has to"
+    assert start.states() == ["done"] * len(STEP_NAMES)
+
+
+async def test_a_designation_that_cannot_be_followed_is_dropped_for_the_next(
+    begin: Begin, autojump_clock: MockClock
+) -> None:
+    start = begin()
+    start.around.replay.add(events.CoreModelSet("m", "1"))
+    await start.sequence.run()
+    register(start, "2")
+    register(start, "3")
+    start.engine.failures = [NoSpace("too large")] * 1000
+    start.around.replay.add(events.CoreModelSet("m", "2"))
+    await start.until(lambda: len(start.engine.failures) < 998)
+    assert pinned(start) == []
+    start.engine.failures = []
+    start.around.replay.add(events.CoreModelSet("m", "3"))
+    await start.until(lambda: pinned(start) == ["m@3"])
+    await trio.sleep(100)
+    assert [loaded.key for loaded in start.engine.loaded()] == ["m@1", "m@3"], "nobody insists on the second any more"
+
+
+async def test_a_node_with_a_choice_of_its_own_keeps_it(begin: Begin, autojump_clock: MockClock) -> None:
+    start = begin(model="m")
+    await start.sequence.run()
+    assert pinned(start) == ["m@1"]
+    start.around.replay.add(events.CoreModelSet("other", "1"))
+    await trio.sleep(100)
+    assert pinned(start) == ["m@1"]
