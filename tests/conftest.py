@@ -29,19 +29,22 @@ def pytest_collection() -> Generator[None, object, object]:
 
 LONGEST = (
     "test_processes.py",
-    "test_authorities.py",
-    "test_processes_ended.py",
     "test_ledger_simulation.py",
+    "test_authorities.py",
+    "test_quality.py",
+    "test_processes_ended.py",
+    "test_engine.py",
     "test_processes_loading.py",
     "test_lost_holder.py",
-    "test_quality.py",
-    "test_engine.py",
+    "test_engine_quantised.py",
     "test_ledger_kill.py",
-    "test_public_nodes.py",
+    "test_cli_mirror.py",
     "test_ipfs_processes.py",
+    "test_public_nodes.py",
     "test_plain_nodes.py",
 )
-"""Files that take longest, in this order: begun first, so that no process is left alone with one at the end."""
+"""Files that take longest are begun first, in this order: at the end no process is left alone with one. Those with
+networks of node processes are mixed with those that keep one CPU busy."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
