@@ -18,6 +18,7 @@ from contracts.errors import BadInput, Conflict, Refused
 from contracts.types import ModelId
 from node import config as settings
 from node.cli import common
+from node.importing import importing
 
 if TYPE_CHECKING:
     from genesis.config import GenesisConfig
@@ -245,10 +246,11 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _run_node(data_dir: Path, config: settings.Config, operator: Key) -> None:
-    import trio
+    with importing():
+        import trio
 
-    from node import startup
-    from node.assembly import DataDirectory
+        from node import startup
+        from node.assembly import DataDirectory
 
     early: list[int] = []
     """Signals that came before trio took them over."""

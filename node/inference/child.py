@@ -164,7 +164,7 @@ class Child:
             # trio's own way starts it in a worker thread that leaves after ten idle seconds.
             settings = (theirs.fileno(), self._threads, self._answers_bytes)
             self._process = subprocess.Popen(  # noqa: ASYNC220
-                [sys.executable, "-P", "-m", "node.inference.process", *map(str, settings)],
+                [sys.executable, "-P", "-m", "node.inference", *map(str, settings)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),

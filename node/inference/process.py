@@ -1,4 +1,4 @@
-"""The engine process, `python -m node.inference.process`: reads commands, works on answers together and sends chunks.
+"""The engine process, `python -m node.inference`: reads commands, works on answers together and sends chunks.
 
 Owns the steps: one token of each answer under way goes through its model together with the others', and a new one joins
 at the next step. Prompts are read in between, part by part, for as long as a step takes. Whose answer begins next, and
@@ -381,7 +381,7 @@ def die_with_parent() -> None:
 
 
 def main() -> None:
-    """`python -m node.inference.process FILE_DESCRIPTOR THREADS ANSWERS_BYTES`."""
+    """`python -m node.inference FILE_DESCRIPTOR THREADS ANSWERS_BYTES`."""
     die_with_parent()
     descriptor, threads, answers_bytes = map(int, sys.argv[1:4])
     # Ctrl-C in a terminal reaches the whole group; the node ends this process in its own order.
@@ -389,7 +389,3 @@ def main() -> None:
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     EngineProcess(socket.socket(fileno=descriptor), answers_bytes).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,114 +1,44 @@
-"""The main job and what goes wrong in it, on real node processes: libp2p, TLS, LevelDB, an engine with torch.
+"""The main job and what is refused in it, on real node processes: libp2p, TLS, LevelDB, an engine with torch.
 
 One network for the whole module; the tests run in the order they stand, each leaves it whole.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from contracts.calls import Call, EnrolAccounts
-from contracts.errors import BadInput, Busy, Conflict, NoSpace, NotAllowed, NotFound, Refused
-from contracts.types import Address, NodeId, ShardHash
-from ledger import transactions
-from ledger.keys import Key
-from node.members import REPLICATING_ROLES
-from node.placement import Candidate, keepers
-from node.rpc.client import RpcClient
-from tests.node.cluster import MIB, MODEL, Cluster, Done, Node, aigen, flip, until, write_model
-from tests.tools import nginx
-
-LARGE = "too-large"
-"""A model that does not fit beside the pinned one."""
-
-SMALL = "tiny-small"
-"""One that does."""
-
-CACHE_SIZE = 19_000_000
-"""Beside the pinned model it has no room for another of that size, not in int4 either."""
-
-SMALLER = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "initializer_range": 0.2}
-QUESTION = [{"role": "user", "content": "Where is Paris?"}]
+from contracts.calls import EnrolAccounts
+from contracts.errors import BadInput, Conflict, NotAllowed, Refused
+from contracts.types import Address
+from tests.node.cluster import MODEL, Cluster, Node, aigen, flip, until
+from tests.node.three import (
+    LARGE,
+    QUESTION,
+    SMALL,
+    field_of,
+    head,
+    nodes,
+    publish,
+    reachable,
+    row_of,
+    three_nodes,
+    token,
+    transaction,
+    wait_same_head,
+)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three nodes with the model on all of them: a (authority, storage), b (worker), c (storage)."""
-    made = Cluster(tmp_path_factory.mktemp("cluster"))
-    for name in ("admin", "a", "b", "c", "d", "alice", "guest", "stranger"):
-        made.new_key(name)
-    assert made.new_genesis(made.genesis).json["shard_size"] == MIB
-    a = made.init("a", "storage")
-    for model_id, changes in ((MODEL, {}), (LARGE, {"initializer_range": 0.1}), (SMALL, SMALLER)):
-        imported = aigen(
-            "model", "import", write_model(made.path / model_id, **changes), "--data-dir", a.data_dir, "--json"
-        )
-        made.manifests[model_id] = imported.json["manifest_hash"]
-    try:
-        a.start()
-        a.wait_ready()
-        publish(made, a, MODEL, "--core")
-        bootstrap = ("--bootstrap", a.info()["endpoints"][0])
-        b, c = made.init("b", "worker", "--model", MODEL, *bootstrap), made.init("c", "storage", *bootstrap)
-        config = b.data_dir / "config.toml"
-        config.write_text(config.read_text().replace("cache_size = 32_000_000_000", f"cache_size = {CACHE_SIZE}"))
-        for node in (b, c):
-            node.start()
-        for node in (b, c):
-            node.wait_ready()
+    with three_nodes(tmp_path_factory.mktemp("cluster"), SMALL) as made:
         yield made
-    finally:
-        made.kill_all()
-
-
-def publish(cluster: Cluster, node: Node, model_id: str, *options: str) -> None:
-    done = aigen(
-        *("model", "publish", model_id, "--manifest", cluster.manifests[model_id], "--tier", "basic", *options),
-        *("--key", cluster.key("admin"), "--data-dir", node.data_dir, "--rpc", node.url, "--json"),
-    )
-    assert done.json["succeeded"]
-    for other in [node for node in cluster.nodes.values() if node.is_running()]:
-        until(lambda other=other: model_id in registered(other), "every node knows the model", (other,))
-
-
-def registered(node: Node) -> set[str]:
-    return {row["model_id"] for row in node.ask("listModels")["models"]}
-
-
-def nodes(cluster: Cluster, *names: str) -> tuple[Node, ...]:
-    return tuple(cluster.nodes[name] for name in names)
-
-
-def head(node: Node) -> dict[str, Any]:
-    chain = node.ask("getChainInfo")
-    return {name: chain[name] for name in ("head_number", "head_hash", "state_root", "genesis_hash")}
-
-
-def wait_same_head(machines: tuple[Node, ...]) -> None:
-    until(lambda: len({head(node)["head_hash"] for node in machines}) == 1, "all are at one head", machines)
-    until(lambda: len({state_hash(node) for node in machines}) == 1, "all hold one state", machines)
-
-
-def state_hash(node: Node) -> str:
-    """Of the newest block that the node has folded."""
-    newest: str = node.ask("getChainInfo")["state_hashes"][-1]["hash"]
-    return newest
-
-
-def token(cluster: Cluster, name: str) -> str:
-    done = aigen("token", "--key", cluster.key(name), "--data-dir", cluster.nodes["a"].data_dir, "--json")
-    text: str = done.json["token"]
-    return text
 
 
 # The main job
@@ -257,10 +187,6 @@ def test_shard_verify_finds_a_damaged_piece_and_has_it_fetched(cluster: Cluster)
 # Refused, and nothing changed
 
 
-def transaction(key: Key, chain_id: int, nonce: int, call: Call) -> bytes:
-    return transactions.sign(key, chain_id, nonce, call.to, call.encode(), transactions.CALL_GAS)
-
-
 def test_bad_transactions_are_refused_and_change_nothing(cluster: Cluster) -> None:
     b = cluster.nodes["b"]
     admin, alice, stranger = (cluster.secret(name) for name in ("admin", "alice", "stranger"))
@@ -318,24 +244,6 @@ def test_bad_commands_are_refused_in_one_line_and_change_nothing(cluster: Cluste
     assert head(b) == before
 
 
-def test_a_model_that_does_not_fit_is_refused_with_the_numbers(cluster: Cluster) -> None:
-    a, b = nodes(cluster, "a", "b")
-    publish(cluster, a, LARGE)
-    until(lambda: [m["model_id"] for m in b.ask("listModels")["models"]] == [MODEL, LARGE], "B knows it", (a, b))
-    until(lambda: min(b.copies(LARGE)) >= 2, "somebody beside A holds it", nodes(cluster, "a", "b", "c"))
-    needed = str(b.ask("getModelInfo", model_id=LARGE)["total_size"])
-    b.cli("model", "load", LARGE).refused(needed, str(CACHE_SIZE), MODEL)
-    refused = b.cli("chat", LARGE, "hello")
-    assert refused.status == 1
-    assert needed in refused.err.splitlines()[-1], "below the progress of the load"
-    with pytest.raises(NoSpace):
-        b.ask("chatCompletion", model_id=LARGE, messages=QUESTION)
-    assert b.ask("getLoadState", model_id=LARGE)["state"] == "failed"
-    assert b.ask("getLoadState", model_id=MODEL)["pinned"]
-    assert b.ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=2)["usage"]["completion_tokens"] == 2
-    assert b.info()["status"] == "ready"
-
-
 def test_a_second_node_on_a_data_directory_and_ports_in_use_are_refused(cluster: Cluster) -> None:
     a, b = nodes(cluster, "a", "b")
     aigen("start", "--data-dir", b.data_dir).refused("in use by process", str(b.data_dir))
@@ -371,231 +279,12 @@ def test_another_genesis_is_turned_away_and_the_reason_is_visible(cluster: Clust
     aigen("start", "--data-dir", e.data_dir).refused("grew from genesis", "--data-dir")
 
 
-def step(node: Node, name: str) -> dict[str, Any]:
-    return next(step for step in node.info()["steps"] if step["name"] == name)
-
-
-def reachable(node: Node) -> bool:
-    try:
-        return bool(node.info())
-    except NotFound:
-        return False
-
-
-# Killed
-
-
-def share(observer: Node, node_id: str) -> set[str]:
-    """The shards that placement gives a node."""
-    rows = observer.ask("listNodes")
-    nodes = [
-        Candidate(NodeId(row["node_id"]), Address(bytes.fromhex(row["operator"][2:])), "127.0.0.1")
-        for row in rows
-        if row["live"] and row["role"] in REPLICATING_ROLES
-    ]
-    found = set()
-    for model_id in (MODEL, LARGE):
-        for shard in observer.ask("getModelInfo", model_id=model_id)["shards"]:
-            shard_hash = ShardHash(bytes.fromhex(shard["shard_hash"].removeprefix("0x")))
-            if node_id in keepers(shard_hash, nodes, 3):
-                found.add(shard_hash.hex())
-    return found
-
-
-def test_a_spent_disk_budget_is_a_clear_state_while_fetching(cluster: Cluster) -> None:
-    d = cluster.nodes["d"]
-    config = d.data_dir / "config.toml"
-    text = config.read_text()
-    config.write_text(text.replace("disk_budget = 500_000_000_000", f"disk_budget = {3 * MIB}"))
-    d.start()
-    until(lambda: reachable(d) and step(d, "fetch missing shards")["state"] == "failed", "D says so", (d,))
-    assert "the disk budget of 3.1 MB" in d.cli("status").out
-    assert len(d.held()) <= 2
-    d.stop()
-    assert d.tracebacks() == []
-    config.write_text(text)
-
-
-def test_a_node_killed_while_it_fetches_goes_on_where_it_was(cluster: Cluster) -> None:
-    a, d = nodes(cluster, "a", "d")
-    wanted, before = share(a, d.node_id), d.held()
-    for _ in range(5):
-        d.start()
-        until(lambda: len(d.held()) >= len(before) + 3, "D has some more shards", (d,))
-        d.kill()
-        kept = d.held()
-        if kept < wanted:
-            break
-        for name in kept - before:  # the look came late and D had all of it: once more
-            (d.data_dir / "store" / "shards" / name).unlink()
-    assert len(before) + 3 <= len(kept) < len(wanted), "killed in the middle"
-    d.start()
-    d.wait_ready()
-    until(lambda: wanted <= d.held(), "D holds its share", (a, d))
-    # Each shard here has one piece: what was whole stays, and of the one on its way the piece may have been here.
-    assert len(wanted - kept) - 1 <= d.info()["pieces_fetched"] <= len(wanted - kept)
-    announced = until(
-        lambda: next(
-            (r for r in a.ask("listNodes") if r["shards_announced"] == len(wanted) and r["node_id"] == d.node_id), None
-        ),
-        "all of it is announced",
-        (a, d),
-    )
-    assert announced["role"] == "storage"
-
-
-class Stream(threading.Thread):
-    """Sends transactions as fast as they are acknowledged, until the node is gone."""
-
-    def __init__(self, node: Node, key: Key) -> None:
-        super().__init__()
-        self._node = node
-        self._key = key
-        self.acknowledged: list[str] = []
-
-    def run(self) -> None:
-        account = self._node.ask("getAccount", account=f"0x{self._key.address.hex()}")
-        chain_id = self._node.ask("getChainInfo")["chain_id"]
-        with self._node.rpc() as rpc:
-            for number in itertools.count(1):
-                call = EnrolAccounts((Address(number.to_bytes(20, "big")),))
-                raw = transaction(self._key, chain_id, account["nonce"] + number - 1, call)
-                if (accepted := self._sent(rpc, raw)) is None:
-                    return
-                self.acknowledged.append(accepted)
-
-    def _sent(self, rpc: RpcClient, raw: bytes) -> str | None:
-        """The hash it was accepted under, once there is room for it in the pool; None: the connection broke."""
-        while True:
-            try:
-                accepted: str = rpc.call("sendRawTransaction", transaction=f"0x{raw.hex()}")["transaction_hash"]
-            except Busy:
-                continue
-            except Refused:
-                return None
-            return accepted
-
-
-def test_an_authority_killed_while_it_seals_loses_nothing_it_acknowledged(cluster: Cluster) -> None:
-    a, b, c = nodes(cluster, "a", "b", "c")
-    before = head(a)["head_number"]
-    stream = Stream(a, cluster.secret("admin"))
-    stream.start()
-    until(lambda: len(stream.acknowledged) >= 30 and head(a)["head_number"] > before + 3, "blocks are sealed", (a,))
-    a.kill()
-    stream.join(60)
-    assert not stream.is_alive()
-    done = aigen("ledger", "verify", "--data-dir", a.data_dir, "--json").json
-    assert done["blocks"] > before
-    a.start()
-    a.wait_ready()
-    for transaction_hash in stream.acknowledged:
-        receipt = until(
-            lambda sent=transaction_hash: a.ask("getTransactionReceipt", transaction_hash=sent),
-            "it is in a block",
-            (a,),
-        )
-        assert receipt["succeeded"]
-    wait_same_head((a, b, c))
-
-
-def test_a_node_that_was_down_catches_up_and_repairs_what_it_lost(cluster: Cluster) -> None:
-    a, b, c = nodes(cluster, "a", "b", "c")
-    c.stop()
-    shards = [shard["shard_hash"].removeprefix("0x") for shard in a.ask("getModelInfo", model_id=MODEL)["shards"]]
-    lost = set(shards[3:5]) & c.held()
-    assert len(lost) == 2
-    (c.data_dir / "store" / "shards" / shards[3]).unlink()
-    os.truncate(c.data_dir / "store" / "shards" / shards[4], 1000)
-    admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
-    assert a.cli("tier", "grant", cluster.accounts["guest"], "pro", "--for", "1h", *admin, "--json").json["succeeded"]
-    c.start()
-    c.wait_ready()
-    wait_same_head((a, b, c))
-    assert c.ask("getTier", account=cluster.accounts["guest"])["tier"] == "pro"
-    assert c.info()["pieces_fetched"] == 2
-    assert lost <= c.held()
-
-
-# Asked for
-
-
-def small_hashes(node: Node) -> set[str]:
-    return {shard["shard_hash"].removeprefix("0x") for shard in node.ask("getModelInfo", model_id=SMALL)["shards"]}
-
-
-def load_state(node: Node, model_id: str) -> tuple[str, bool]:
-    state = node.ask("getLoadState", model_id=model_id)
-    return state["state"], state["pinned"]
-
-
-def member(observer: Node, node: Node) -> dict[str, Any]:
-    found: dict[str, Any] = next(row for row in observer.ask("listNodes") if row["node_id"] == node.node_id)
-    return found
-
-
-def test_a_gateway_holds_nothing_until_it_is_asked(cluster: Cluster) -> None:
-    a, c = nodes(cluster, "a", "c")
-    publish(cluster, a, SMALL)
-    until(lambda: min(c.copies(SMALL)) >= 3, "the small model is replicated", (a, c))
-    g = cluster.init("g", "gateway", "--bootstrap", a.info()["endpoints"][0], operator="alice")
-    g.start()
-    g.wait_ready()
-    wait_same_head((a, g))
-    assert g.info()["role"] == member(a, g)["role"] == "gateway"
-    assert member(a, g)["shards_announced"] == 0
-    assert (g.held(), g.info()["pieces_fetched"], g.info()["cache_used"]) == (set(), 0, 0)
-    for method, params in (("listModels", {}), ("listNodes", {}), ("getShardLocations", {"model_id": MODEL})):
-        assert g.ask(method, **params) == a.ask(method, **params)
-    # A question loads: fetched, verified, mapped, answered.
-    assert load_state(g, SMALL) == ("absent", False)
-    answer = g.ask("chatCompletion", model_id=SMALL, messages=QUESTION, max_tokens=3)
-    assert answer["usage"]["completion_tokens"] == 3
-    hashes = small_hashes(a)
-    assert (load_state(g, SMALL), g.held()) == (("loaded", False), hashes)
-    assert g.info()["pieces_fetched"] == len(hashes), "of one piece each"
-    assert g.info()["cache_used"] > 0
-    until(lambda: member(a, g)["shards_announced"] == len(hashes), "what it holds is announced", (a, g))
-    # And on request.
-    assert "absent" in g.cli("model", "unload", SMALL).out
-    assert (g.info()["cache_used"], g.held()) == (0, hashes)
-    g.cli("model", "unload", SMALL).refused("not loaded")
-    assert "loaded" in g.cli("model", "load", SMALL).out
-    assert load_state(g, SMALL) == ("loaded", False)
-    assert g.info()["pieces_fetched"] == len(hashes), "its shards were still here"
-    g.stop()
-    assert g.tracebacks() == []
-
-
-def test_a_question_loads_a_model_beside_the_pinned_one(cluster: Cluster) -> None:
-    b = cluster.nodes["b"]
-    assert load_state(b, MODEL) == ("loaded", True)
-    assert load_state(b, SMALL) == ("absent", False)
-    before = b.info()["cache_used"]
-    assert b.cli("chat", SMALL, "hello", "--max-tokens", 2, "--json").json["usage"]["completion_tokens"] == 2
-    assert (load_state(b, SMALL), load_state(b, MODEL)) == (("loaded", False), ("loaded", True))
-    assert b.info()["cache_used"] > before
-    assert b.cli("model", "unload", SMALL, "--json").json["state"] == "absent"
-    assert b.info()["cache_used"] == before
-    assert b.cli("model", "load", SMALL, "--json").json["state"] == "loaded"
-    assert b.info()["cache_used"] > before
-
-
 # The other commands, as tables and as JSON
-
-
-def field_of(done: Done, name: str) -> str:
-    return next(cells[1] for cells in done.cells if cells[0] == name)
-
-
-def row_of(done: Done, first: object) -> dict[str, str]:
-    """The row that begins with this cell, by heading."""
-    heading, *rows = done.cells
-    return dict(zip(heading, next(row for row in rows if row[0] == str(first)), strict=True))
 
 
 def test_commands_that_read_print_tables_and_json(cluster: Cluster) -> None:
     a, b = nodes(cluster, "a", "b")
+    publish(cluster, a, SMALL)
     shard = a.ask("getShardLocations", model_id=SMALL)["shards"][0]
 
     tiers = b.cli("tier", "list", "--json").json
@@ -715,144 +404,3 @@ def test_the_variables_of_the_environment_are_honoured(cluster: Cluster) -> None
     assert aigen(*check, AIGEN_TOKEN=token(cluster, "alice")).json["account"] == cluster.accounts["alice"]
     made = aigen("token", "--json", AIGEN_KEY=str(cluster.key("guest")), AIGEN_DATA_DIR=str(a.data_dir)).json
     assert made["account"] == cluster.accounts["guest"]
-
-
-# Stopped and started
-
-
-def test_a_signal_ends_a_node_cleanly_at_any_moment(cluster: Cluster) -> None:
-    b, d = nodes(cluster, "b", "d")
-    for node in (b, d):
-        node.stop()
-    d.start()
-    # Python handles SIGINT from its first moment, SIGTERM only we do: from here on an end is clean.
-    status = Path(f"/proc/{d.pid}/status")
-    until(lambda: catches(status, signal.SIGTERM), "D has begun", (d,))
-    assert d.signal_and_wait(signal.SIGTERM) == 0
-    b.start()
-    until(lambda: reachable(b) and step(b, "load and pin the core model")["state"] == "running", "B loads", (b,))
-    assert b.cli("status").status == 1
-    assert b.signal_and_wait(signal.SIGINT) == 0
-    for node in (b, d):
-        assert node.tracebacks() == []
-        assert "stopping" in node.log()
-
-
-def catches(status: Path, number: int) -> bool:
-    caught = next(line for line in status.read_text().splitlines() if line.startswith("SigCgt"))
-    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
-
-
-def test_switching_the_core_model_takes_a_restart(cluster: Cluster) -> None:
-    a, b = nodes(cluster, "a", "b")
-    admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
-    assert not b.is_running()
-    assert a.cli("model", "set-core", SMALL, 1, *admin, "--json").json["succeeded"]
-    assert SMALL in aigen("model", "switch", SMALL, "--data-dir", b.data_dir).out
-    b.start()
-    b.wait_ready()
-    wait_same_head((a, b))
-    assert [m["model_id"] for m in b.ask("listModels")["models"] if m["core"]] == [SMALL]
-    assert b.info()["core_model"] == SMALL
-    assert (load_state(b, SMALL), load_state(b, MODEL)) == (("loaded", True), ("absent", False))
-    b.cli("model", "unload", SMALL).refused("pinned")
-    # The old core model is one like any other now.
-    assert b.ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=2)["usage"]["completion_tokens"] == 2
-    assert load_state(b, MODEL) == ("loaded", False)
-    assert b.cli("model", "unload", MODEL, "--json").json["state"] == "absent"
-
-
-def test_models_are_loaded_in_fewer_bits_and_are_so_again_after_a_restart(cluster: Cluster) -> None:
-    (b,) = nodes(cluster, "b")
-    config = b.data_dir / "config.toml"
-    b.stop()
-    config.write_text(config.read_text().replace('quantization = "auto"', 'quantization = "int8"'))
-    answers = []
-    for _ in range(2):
-        b.start()
-        b.wait_ready()
-        answers.append(b.ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=2)["message"])
-        assert {m["model_id"]: m["precision"] for m in b.ask("listModels")["models"] if m["precision"]} == {
-            MODEL: "int8",
-            SMALL: "int8",
-        }
-        assert row_of(b.cli("model", "list"), MODEL)["loaded as"] == "int8"
-        assert b.ask("getLoadState", model_id=MODEL)["precision"] == "int8"
-        made = sorted((b.data_dir / "store" / "quantised").iterdir())
-        assert [path.name for path in made] == sorted(
-            f"{cluster.manifests[model_id].removeprefix('0x')}.int8" for model_id in (MODEL, SMALL)
-        )
-        assert b.info()["cache_used"] == sum(path.stat().st_size for path in made)
-        b.stop()
-    assert answers[0] == answers[1]
-    config.write_text(config.read_text().replace('quantization = "int8"', 'quantization = "auto"'))
-    b.start()
-    b.wait_ready()
-    assert b.ask("getModelInfo", model_id=SMALL)["precision"] == "fp32"
-
-
-def test_a_restart_changes_nothing_and_fetches_nothing(cluster: Cluster) -> None:
-    machines = nodes(cluster, "a", "b", "c")
-    before = head(machines[0])
-    for node in machines:
-        node.stop()
-    for node in machines:
-        done = aigen("ledger", "verify", "--data-dir", node.data_dir)
-        assert done.status == 0, done
-        assert before["head_hash"] in done.out
-    for node in machines:
-        node.start()
-    for node in machines:
-        node.wait_ready()
-    for node in machines:
-        assert head(node) == before
-        assert node.info()["pieces_fetched"] == 0
-    answer = machines[1].ask("chatCompletion", model_id=MODEL, messages=QUESTION, max_tokens=2)
-    assert answer["usage"]["completion_tokens"] == 2
-
-
-def test_without_peers_a_missing_shard_is_a_clear_state(cluster: Cluster) -> None:
-    machines = nodes(cluster, "a", "b", "c")
-    for node in machines:
-        node.stop()
-    c = machines[2]
-    missing = next(iter(c.held()))
-    (c.data_dir / "store" / "shards" / missing).unlink()
-    c.start()
-    until(lambda: reachable(c) and step(c, "fetch missing shards")["state"] == "failed", "C says so", (c,))
-    shown = c.cli("status")
-    assert "no source gives more" in shown.out
-    assert missing not in c.held()
-    assert c.tracebacks() == []
-    c.stop()
-
-
-def test_a_mirror_on_the_ledger_brings_what_no_node_gives(cluster: Cluster) -> None:
-    """A running node's export, nginx over it, an admin's transaction: a lost shard comes from there with every other
-    node down."""
-    a, c = nodes(cluster, "a", "c")
-    for node in (a, c):
-        if not node.is_running():
-            node.start()
-    for node in (a, c):
-        node.wait_ready()
-    www = cluster.path / "www"
-    exported = a.cli("shard", "export", www, MODEL, "--data-dir", a.data_dir, "--json").json
-    shards = a.ask("getModelInfo", model_id=MODEL)["shards"]
-    assert exported["linked"] == len(shards)
-    with nginx(www, cluster.path / "nginx") as url:
-        admin = ("--key", cluster.key("admin"), "--data-dir", a.data_dir)
-        assert a.cli("mirror", "add", MODEL, f"{url}/", *admin, "--json").json["succeeded"]
-        wait_same_head((a, c))
-        assert c.cli("mirror", "list", MODEL).cells[1:] == [[MODEL, "1", "http", url]]
-        for node in cluster.nodes.values():
-            if node.is_running():
-                node.stop()
-        missing = shards[0]["shard_hash"].removeprefix("0x")
-        (c.data_dir / "store" / "shards" / missing).unlink()
-        c.start()
-        until(lambda: missing in c.held(), "the shard comes from the mirror", (c,))
-        (source,) = [row for row in c.info()["fetching"]["sources"] if row["source"] == f"mirror {url}"]
-        assert (source["pieces"], source["failures"]) == (1, 0)
-        assert c.tracebacks() == []
-        c.stop()

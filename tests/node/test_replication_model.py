@@ -53,6 +53,8 @@ class Machine:
     is_up: bool = False
     lies: bool = False
     """It says that it holds everything, and gives out other bytes."""
+    damaged: set[int] = field(default_factory=set)
+    """Shards that bytes of were changed; it need not know that yet."""
     replication: Replication = field(init=False)
 
     def start(self) -> None:
@@ -84,6 +86,10 @@ class Machine:
 
     def held(self) -> set[int]:
         return {i for i, shard_hash in enumerate(self.world.model.shard_hashes) if self.store.held(shard_hash)}
+
+    def is_whole(self, index: int) -> bool:
+        shard = self.world.manifest.shards[index]
+        return index in self.held() and (index not in self.damaged or not self.store.verify(shard.sha256, shard.pieces))
 
     def give(self, shard: ManifestShard, piece: int) -> bytes:
         if self.lies:
@@ -175,8 +181,8 @@ class World:
         return [machine for machine in self.machines.values() if machine.is_up and self.is_member(machine)]
 
     def honest(self, index: int) -> list[Machine]:
-        """Those that are up and have a shard."""
-        return [machine for machine in self.up() if not machine.lies and index in machine.held()]
+        """Those that are up and have all of a shard."""
+        return [machine for machine in self.up() if not machine.lies and machine.is_whole(index)]
 
     def is_needed(self, machine: Machine) -> bool:
         """Whether some shard is nowhere else. What all lose at once, nothing brings back."""
@@ -206,6 +212,7 @@ class World:
                 machine.lies = sum(other.lies for other in self.machines.values()) < 3
             case "damage" if index in machine.held() and machine.is_up and not self.is_needed(machine):
                 flip(machine.store.path(self.model.shard_hashes[index]), 7)
+                machine.damaged.add(index)
                 machine.replication.scrubbing.note_damage(self.model.shard_hashes[index])
             case "free" if machine.is_up and self.is_member(machine) and not machine.lies:
                 await machine.replication.free(ROOM, lambda model: False)

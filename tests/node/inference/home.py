@@ -3,10 +3,13 @@
 import functools
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
 
 import trio
 
-from node.inference.engine import Engine, EngineSettings
+from node.inference.cache import ModelCache
+from node.inference.engine import ANSWERS_PART, Engine, EngineSettings
 
 DEADLINE_S = 120
 
@@ -35,11 +38,13 @@ class Home:
     def run(self, scenario: Callable[[], Awaitable[None]]) -> None:
         async def bounded() -> None:
             with trio.fail_after(DEADLINE_S):
+                before = self.engine._settings, self.engine._cache
                 try:
                     await scenario()
                 finally:
                     for model in self.engine.loaded():
                         await self.engine.unload(model.key, unpin=True)
+                    self.engine._settings, self.engine._cache = before
 
         trio.from_thread.run(bounded, trio_token=self._token)
 
@@ -61,3 +66,11 @@ def at_home(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         engine.run(lambda: test(engine=engine.engine, **fixtures))
 
     return run
+
+
+def set_up(engine: Engine, cache_bytes: int, answers_bytes: int | None = None, **changes: Any) -> None:
+    """The shared engine as one with these settings until the test ends; nothing is loaded yet. `answers_bytes` of the
+    cache no model may take."""
+    engine._settings = replace(engine._settings, cache_bytes=cache_bytes, **changes)
+    kept = cache_bytes // ANSWERS_PART if answers_bytes is None else answers_bytes
+    engine._cache = ModelCache(cache_bytes, answers_bytes=kept)

@@ -20,7 +20,7 @@ from node.inference.spec import Message, ModelSpec, Parameters
 from tests.node.network.fakes import until
 
 from . import tiny
-from .home import DEADLINE_S, Home, at_home
+from .home import DEADLINE_S, Home, at_home, set_up
 
 TOKEN_BYTES = 768
 """Of the tiny model's conversations."""
@@ -167,119 +167,110 @@ async def test_a_prompt_that_begins_as_an_earlier_one_is_not_read_again(engine: 
     assert (await engine.complete(spec.key, more, parameters)).text == went_on.text
 
 
-async def test_an_answer_is_the_same_with_and_without_an_earlier_one(tmp_path: Path) -> None:
+@at_home
+async def test_an_answer_is_the_same_with_and_without_an_earlier_one(engine: Engine, tmp_path: Path) -> None:
     """In bf16, where a token that is fed alone rounds otherwise than with others."""
     half = tiny.save(tmp_path / "half", "llama", torch.bfloat16)
     spec = tiny.cut(half, tmp_path / "shards", 16384)
     parameters = Parameters(max_tokens=25)
     prompts = [f"The capital of France, the capital of Norway, and the {number} others:" for number in range(8)]
-    async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(2 * spec.total_size + 900 * TOKEN_BYTES, threads=1))
-        await nursery.start(engine.run)
-        for prompt in prompts:
-            await engine.load(spec)
-            alone = await engine.complete(spec.key, prompt, parameters)
-            again = await engine.complete(spec.key, prompt, parameters)
-            assert (alone.usage.cached_tokens, again.usage.cached_tokens) == (0, again.usage.prompt_tokens - 1)
-            assert again.text == alone.text
-            await engine.unload(spec.key)
-        nursery.cancel_scope.cancel()
-
-
-async def test_an_answer_waits_for_memory_and_one_that_never_fits_is_refused(spec: ModelSpec) -> None:
-    async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(spec.total_size + 300 * TOKEN_BYTES, threads=1))
-        await nursery.start(engine.run)
+    for prompt in prompts:
         await engine.load(spec)
-        with pytest.raises(NoSpace, match="ask for at most 300 tokens"):
-            await engine.complete(spec.key, "hello", Parameters(max_tokens=300))
-        totals: list[int] = []
-
-        async def ask(tokens: int) -> None:
-            totals.append((await engine.complete(spec.key, "hello", Parameters(max_tokens=tokens))).usage.total_tokens)
-
-        async with trio.open_nursery() as askers:
-            for tokens in (200, 201, 5):
-                askers.start_soon(ask, tokens)
-                await trio.testing.wait_all_tasks_blocked()
-        assert min(totals) < 20
-        assert len(totals) == 3
-        nursery.cancel_scope.cancel()
+        alone = await engine.complete(spec.key, prompt, parameters)
+        again = await engine.complete(spec.key, prompt, parameters)
+        assert (alone.usage.cached_tokens, again.usage.cached_tokens) == (0, again.usage.prompt_tokens - 1)
+        assert again.text == alone.text
+        await engine.unload(spec.key)
 
 
-async def test_who_asks_once_is_answered_among_the_first_of_who_asks_all_the_time(spec: ModelSpec) -> None:
+@at_home
+async def test_who_asks_once_is_answered_among_the_first_of_who_asks_all_the_time(
+    engine: Engine, spec: ModelSpec
+) -> None:
     """There is memory for four answers at once."""
     ended: list[str] = []
-    async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(spec.total_size + 900 * TOKEN_BYTES, threads=1))
-        await nursery.start(engine.run)
-        await engine.load(spec)
+    set_up(engine, spec.total_size + 900 * TOKEN_BYTES)
+    await engine.load(spec)
+    pid = engine.statistics().pid
+    assert pid is not None
 
-        pid = engine.statistics().pid
-        assert pid is not None
+    async def ask(account: str) -> None:
+        async with engine.generate(spec.key, "hello", Parameters(max_tokens=200), account) as answer:
+            usage = (await answer.collect()).usage
+            ended.append(account)
+            assert answer.tokens == usage.total_tokens
 
-        async def ask(account: str) -> None:
-            async with engine.generate(spec.key, "hello", Parameters(max_tokens=200), account) as answer:
-                usage = (await answer.collect()).usage
-                ended.append(account)
-                assert answer.tokens == usage.total_tokens
-
-        async with trio.open_nursery() as askers:
-            os.kill(pid, signal.SIGSTOP)
-            for account in [*["many"] * 12, "once"]:
-                askers.start_soon(ask, account)
-                await trio.testing.wait_all_tasks_blocked()
-            assert engine.statistics().requests_waiting == 13
-            os.kill(pid, signal.SIGCONT)
-        assert engine.statistics().requests_waiting == 0
-        nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as askers:
+        os.kill(pid, signal.SIGSTOP)
+        for account in [*["many"] * 12, "once"]:
+            askers.start_soon(ask, account)
+            await trio.testing.wait_all_tasks_blocked()
+        assert engine.statistics().requests_waiting == 13
+        os.kill(pid, signal.SIGCONT)
+    assert engine.statistics().requests_waiting == 0
     assert len(ended) == 13
     assert ended.index("once") < 8, "in the second four"
 
 
-async def test_a_load_waits_for_answers_that_have_its_room(spec: ModelSpec) -> None:
+@at_home
+async def test_an_answer_waits_for_memory_and_one_that_never_fits_is_refused(engine: Engine, spec: ModelSpec) -> None:
+    set_up(engine, spec.total_size + 300 * TOKEN_BYTES)
+    await engine.load(spec)
+    with pytest.raises(NoSpace, match="ask for at most 300 tokens"):
+        await engine.complete(spec.key, "hello", Parameters(max_tokens=300))
+    totals: list[int] = []
+
+    async def ask(tokens: int) -> None:
+        totals.append((await engine.complete(spec.key, "hello", Parameters(max_tokens=tokens))).usage.total_tokens)
+
+    async with trio.open_nursery() as askers:
+        for tokens in (200, 201, 5):
+            askers.start_soon(ask, tokens)
+            await trio.testing.wait_all_tasks_blocked()
+    assert min(totals) < 20
+    assert len(totals) == 3
+
+
+@at_home
+async def test_a_load_waits_for_answers_that_have_its_room(engine: Engine, spec: ModelSpec) -> None:
     other = renamed(spec, "b@1")
-    cache_bytes = 2 * spec.total_size + 200 * TOKEN_BYTES
-    async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(cache_bytes, threads=1, load_wait_s=0.05))
-        await nursery.start(engine.run)
-        await engine.load(spec)
-        async with engine.generate(spec.key, "hello", LONG) as answer:
-            await anext(answer)
-            with pytest.raises(Busy, match="answers under way take more than the 153600"):
-                await engine.load(other)
-            assert [model.key for model in engine.loaded()] == [spec.key]
-        await engine.load(other)
-        with pytest.raises(NoSpace, match="ask for at most 200 tokens"):
-            await engine.complete(spec.key, "hello", LONG)
-        await engine.unload(other.key)
-        async with engine.generate(spec.key, "hello", LONG) as answer:
-            await anext(answer)
-        nursery.cancel_scope.cancel()
+    set_up(engine, 2 * spec.total_size + 200 * TOKEN_BYTES, load_wait_s=0.05)
+    await engine.load(spec)
+    async with engine.generate(spec.key, "hello", LONG) as answer:
+        await anext(answer)
+        with pytest.raises(Busy, match="answers under way take more than the 153600"):
+            await engine.load(other)
+        assert [model.key for model in engine.loaded()] == [spec.key]
+    await engine.load(other)
+    with pytest.raises(NoSpace, match="ask for at most 200 tokens"):
+        await engine.complete(spec.key, "hello", LONG)
+    await engine.unload(other.key)
+    async with engine.generate(spec.key, "hello", LONG) as answer:
+        await anext(answer)
 
 
-async def test_an_answer_that_waits_and_no_longer_fits_is_refused_and_the_others_go_on(spec: ModelSpec) -> None:
+@at_home
+async def test_an_answer_that_waits_and_no_longer_fits_is_refused_and_the_others_go_on(
+    engine: Engine, spec: ModelSpec
+) -> None:
     """A load takes the room that it waits for."""
     longest = Parameters(max_tokens=480, temperature=1.0, seed=1)
-    async with trio.open_nursery() as nursery:
-        engine = Engine(EngineSettings(2 * spec.total_size + 200 * TOKEN_BYTES, threads=1, load_wait_s=0.05))
-        await nursery.start(engine.run)
-        await engine.load(spec)
-        pid = engine.statistics().pid
-        async with (
-            engine.generate(spec.key, "hello", longest) as one,
-            engine.generate(spec.key, "hello", longest) as other,
-            engine.generate(spec.key, "hello", longest) as waiting,
-        ):
-            await anext(one)
-            await anext(other)
-            with pytest.raises(Busy, match="answers under way"):
-                await engine.load(renamed(spec, "b@1"))
-            with pytest.raises(NoSpace, match="ask for at most 200 tokens"):
-                await waiting.collect()
-            assert (await one.collect()).finish_reason == (await other.collect()).finish_reason == "length"
-        assert engine.statistics().pid == pid
-        nursery.cancel_scope.cancel()
+    set_up(engine, 2 * spec.total_size + 200 * TOKEN_BYTES, load_wait_s=0.05)
+    await engine.load(spec)
+    pid = engine.statistics().pid
+    async with (
+        engine.generate(spec.key, "hello", longest) as one,
+        engine.generate(spec.key, "hello", longest) as other,
+        engine.generate(spec.key, "hello", longest) as waiting,
+    ):
+        await anext(one)
+        await anext(other)
+        with pytest.raises(Busy, match="answers under way"):
+            await engine.load(renamed(spec, "b@1"))
+        with pytest.raises(NoSpace, match="ask for at most 200 tokens"):
+            await waiting.collect()
+        assert (await one.collect()).finish_reason == (await other.collect()).finish_reason == "length"
+    assert engine.statistics().pid == pid
 
 
 @at_home

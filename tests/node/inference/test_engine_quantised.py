@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,13 +12,12 @@ import trio.testing
 
 from contracts.errors import Busy, NoSpace
 from node.config import Quantization
-from node.inference.cache import ModelCache
 from node.inference.engine import LOAD_TIMEOUT_S, Engine, EngineSettings
 from node.inference.frames import Load, Loaded
 from node.inference.loading import MappedModel, measured
 from node.inference.spec import LoadedModel, LoadStep, Message, ModelSpec, Parameters
 
-from . import tiny
+from . import home, tiny
 from .alone import answer
 from .home import Home, at_home
 from .quantised import SIZES, load, placed, prepare
@@ -51,18 +49,16 @@ def renamed(spec: ModelSpec, key: str) -> ModelSpec:
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Home]:
-    with Home(1) as home:
-        yield home
+    with Home(1) as shared:
+        yield shared
 
 
 ANSWERS_BYTES = 1 << 20
 """Beside the models."""
 
 
-def set_up(engine: Engine, cache_bytes: int, quantization: Quantization = "auto") -> None:
-    """The shared engine as one with these settings, `cache_bytes` for models; nothing is loaded between two tests."""
-    engine._settings = replace(engine._settings, cache_bytes=cache_bytes + ANSWERS_BYTES, quantization=quantization)
-    engine._cache = ModelCache(cache_bytes + ANSWERS_BYTES, answers_bytes=ANSWERS_BYTES)
+def set_up(engine: Engine, models_bytes: int, quantization: Quantization = "auto") -> None:
+    home.set_up(engine, models_bytes + ANSWERS_BYTES, ANSWERS_BYTES, quantization=quantization)
 
 
 def maps(engine: Engine) -> str:

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import httpx
 import pytest
 import trio
 
@@ -180,3 +181,13 @@ async def test_something_else_listens(answer):
 def test_addresses_that_are_none(url):
     with pytest.raises(BadInput, match=r"http://127\.0\.0\.1:9944"):
         RpcClient(url)
+
+
+@pytest.mark.parametrize(("scheme", "made"), [("http", [False]), ("https", [True])])
+def test_certificates_are_read_only_where_tls_shows_one(
+    scheme: str, made: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(httpx, "Client", lambda verify, **_: asked.append(verify))
+    RpcClient(f"{scheme}://127.0.0.1:1")
+    assert asked == made
