@@ -106,9 +106,7 @@ class Loading:
     def pin_only(self, model: Model) -> None:
         """Pin it whenever it is loaded, and no other model any more."""
         self._pinned = {model.key}
-        for loaded in self._engine.loaded():
-            if loaded.pinned and loaded.key != engine_key(model):
-                self._engine.unpin(loaded.key)
+        self._engine.pin_only(engine_key(model))
 
     async def unload(self, model: Model) -> LoadState:
         """Raises Conflict for the pinned model, Busy for one that is answering or on its way, NotFound when it is not

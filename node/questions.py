@@ -13,14 +13,14 @@ from contextlib import asynccontextmanager
 import trio
 
 from contracts.calls import CheckTier
-from contracts.errors import Busy, Refused
+from contracts.errors import BadInput, Busy, Refused
 from contracts.events import TierChecked
 from contracts.types import Address, ModelId, TransactionHash, Version
 from ledger.ledger import Ledger
 from node.inference.engine import Engine
 from node.inference.spec import Completion, Parameters, Prompt
 from node.loading import PROGRESS_INTERVAL_S, Loading, engine_key
-from node.quota import Quota, Use
+from node.quota import Quota, Use, estimated_tokens
 from node.receipts import Receipts
 from node.registry import Model
 from node.replay import Replay
@@ -165,8 +165,11 @@ class Questions:
                     chunks.append(chunk)
                     if emit is not None and (chunk.text or chunk.tokens):
                         await emit(ChatChunk(chunk.text, chunk.tokens))
+            except BadInput:
+                use.tokens = estimated_tokens(prompt)  # it was read to see that
+                raise
             finally:
-                use.tokens = answer.tokens
+                use.tokens = max(use.tokens, answer.tokens)
         return Completion.of(chunks)
 
     async def _load_with_progress(self, model: Model, emit: Emit | None) -> None:

@@ -45,7 +45,7 @@ RECEIPT_BYTES_MAX = 16 << 10
 TEXT_CHARACTERS_MAX = 256
 PARAMETERS_MAX = 64
 
-Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX)]
+Text = Annotated[str, Meta(max_length=TEXT_CHARACTERS_MAX, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
 Hash = Annotated[str, Meta(pattern=r"\A0x[0-9a-f]{64}\Z")]
 Count = Annotated[int, Meta(ge=0)]
 
@@ -53,7 +53,7 @@ Count = Annotated[int, Meta(ge=0)]
 class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`check_transaction_hash` is the tier check that let the account in, `time` in Unix seconds. In `parameters`, so
     that who has the prompt can ask again: those that are numbers as they are, any other by the SHA-256 of its canonical
-    JSON, and none that is empty."""
+    JSON, and none that is empty. The JSON schema counts as the text that the engine was given, in the asker's order."""
 
     format: Literal["aigen-receipt-1"]
     receipt_id: Text

@@ -223,9 +223,7 @@ class Sequence:
                 nursery.cancel_scope.cancel()  # nothing is insisted on that was designated before
 
     async def _switch_core(self) -> None:
-        """The one before is pinned no more, and goes when something needs its room."""
         model = await self._core_model()
-        self.service.loading.pin_only(model)
         await self._insist(lambda: self._bring_up(model))
         self._core_is_up.set()
 
@@ -269,6 +267,8 @@ class Sequence:
             steps.note("fetch missing shards", f"{model.shard_count - here} of {model.shard_count}")
         steps.set("verify SHA-256", "done", f"{model.shard_count} of {model.shard_count} shards are whole")
         with steps.running("load and pin the core model"):
+            # One that was pinned before is so no more, and goes when this one or another needs its room.
+            self.service.loading.pin_only(model)
             await self.service.loading.wait(model, pin=True)
         log.info("%s is loaded and pinned", model.model_id)
         self._replicate()  # announcing may have to wait for the authority, repairing must not

@@ -82,7 +82,7 @@ def _read_schema(path: Path) -> dict[str, Any]:
 
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise BadInput(f"{path} holds no JSON object, and a JSON schema is one")

@@ -108,7 +108,12 @@ def _read(path: Path, bytes_max: int) -> bytes:
     from node.storage.files import read_file
 
     # One more than allowed: the reader of it says what is too much.
-    return sys.stdin.read(bytes_max + 1).encode() if path == Path("-") else read_file(path, bytes_max)
+    if path != Path("-"):
+        return read_file(path, bytes_max)
+    try:
+        return sys.stdin.read(bytes_max + 1).encode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"what comes in is no text in UTF-8: {error.reason}") from error
 
 
 def _texts(path: Path) -> list[str]:

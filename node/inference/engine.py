@@ -166,6 +166,12 @@ class Engine:
         if key in self._models:
             self._models[key] = msgspec.structs.replace(self._models[key], pinned=False)
 
+    def pin_only(self, key: str) -> None:
+        """Of all models only this one is pinned, if it is; also of those that are still to come back after a crash."""
+        for other in [*self._pinned]:
+            if other != key:
+                self.unpin(other)
+
     @asynccontextmanager
     async def generate(
         self, key: str, prompt: Prompt, parameters: Parameters, account: str = "", weight: int = 1
@@ -292,6 +298,7 @@ class Engine:
 
     async def _unload(self, key: str, evicted: bool = False) -> None:
         child = self._child
+        self._pinned.pop(key, None)
         self._forget(key, evicted)
         if child is None:
             return
@@ -313,7 +320,6 @@ class Engine:
     def _forget(self, key: str, evicted: bool = False) -> None:
         self._cache.remove(key, evicted)
         self._models.pop(key, None)
-        self._pinned.pop(key, None)
         self._wake()
 
     def _not_loaded(self, key: str) -> Refused:
@@ -370,8 +376,10 @@ class Engine:
         for spec in specs:
             while spec.key in self._pinned and spec.key not in self._models:
                 try:
-                    await self.load(spec, pin=True)
+                    await self.load(spec)
                 except Refused as error:
                     _log.error("%s could not be loaded again, next try in %.0f s: %s", spec.key, RESTORE_DELAY_S, error)
-                    self._pinned[spec.key] = spec  # a load that fails forgets the pin, this one is still meant
                     await trio.sleep(RESTORE_DELAY_S)
+                    continue
+                if spec.key in self._pinned and self._cache.hit(spec.key, pin=True):  # it may not be meant any more
+                    self._pin(spec)

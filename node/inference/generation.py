@@ -36,9 +36,12 @@ class Answering:
         self.tokens_max = len(self.prompt) + self._limit
         """With its prompt."""
         self._sampler = Sampler(parameters)
-        schema = parameters.json_schema
-        self._grammar = None if schema is None else Grammar(self._tokenizer.vocabulary, schema)
         self._logprobs = parameters.logprobs
+        self._grammar: Grammar | None = None
+        if parameters.json_schema is not None:
+            self._grammar = Grammar(self._tokenizer.vocabulary, parameters.json_schema)
+        elif self._logprobs is not None:
+            self._tokenizer.require_vocabulary()
         self._untold: list[DrawnToken] = []
         self._growing = GrowingText(self._tokenizer)
         self._stops = StopStrings(parameters.stop)

@@ -68,12 +68,13 @@ class KeyValues:
 class _Kept:
     """A conversation that is over."""
 
-    key: str
+    owner: tuple[str, str]
+    """The model, and the account whose conversation it was."""
     tokens: Sequence[int]
     memory: KeyValues
 
     def says_all_of(self, other: _Kept) -> bool:
-        return self.key == other.key and _shared(self.tokens, other.tokens) == len(other.tokens)
+        return self.owner == other.owner and _shared(self.tokens, other.tokens) == len(other.tokens)
 
 
 class AnswerMemory:
@@ -99,14 +100,15 @@ class AnswerMemory:
         self.bytes_max = bytes_max
         self._shrink()
 
-    def take(self, key: str, shape: Shape, tokens: Sequence[int], tokens_max: int) -> KeyValues | None:
+    def take(self, key: str, account: str, shape: Shape, tokens: Sequence[int], tokens_max: int) -> KeyValues | None:
         """Memory for a conversation that begins with `tokens` and may grow to `tokens_max`, with as many of them in it
-        as a kept one has. None when there is no room now; NoSpace as `check`."""
+        as a kept one of this account has: what others said must not show, not even by how soon an answer comes. None
+        when there is no room now; NoSpace as `check`."""
         self.check(shape, tokens_max)
         size_bytes = shape.token_bytes * tokens_max
         if self.used_bytes + size_bytes > self.bytes_max:
             return None
-        found, shared = self._longest(key, tokens)
+        found, shared = self._longest((key, account), tokens)
         memory = KeyValues(shape, tokens_max)
         if found is not None:
             memory.begin_as(found.memory, shared)
@@ -116,30 +118,30 @@ class AnswerMemory:
         self._shrink()
         return memory
 
-    def give_back(self, key: str, prompt: Sequence[int], memory: KeyValues) -> None:
+    def give_back(self, key: str, account: str, prompt: Sequence[int], memory: KeyValues) -> None:
         """The conversation is over. Only what was fed of its prompt is kept: the tokens of an answer are fed one at a
         time, which rounds otherwise, and a prompt that has them would be answered differently than without."""
         self.used_bytes -= memory.size_bytes
         memory.length = min(memory.length, len(prompt))
         tokens = prompt[: memory.length]
         if len(tokens) >= SHARED_TOKENS_MIN:
-            kept = _Kept(key, tuple(tokens), memory)
+            kept = _Kept((key, account), tuple(tokens), memory)
             self._kept = [*(other for other in self._kept if not kept.says_all_of(other)), kept]
             self._shrink()
 
     def forget(self, key: str) -> None:
         """The model is unloaded."""
-        self._kept = [kept for kept in self._kept if kept.key != key]
+        self._kept = [kept for kept in self._kept if kept.owner[0] != key]
 
     @property
     def kept_bytes(self) -> int:
         return sum(kept.memory.touched_bytes for kept in self._kept)
 
-    def _longest(self, key: str, tokens: Sequence[int]) -> tuple[_Kept | None, int]:
+    def _longest(self, owner: tuple[str, str], tokens: Sequence[int]) -> tuple[_Kept | None, int]:
         """Who shares the longest beginning. The last token is always fed: what comes after it is the answer."""
         best, most = None, SHARED_TOKENS_MIN - 1
         for kept in self._kept:
-            if kept.key == key and (shared := min(_shared(kept.tokens, tokens), len(tokens) - 1)) > most:
+            if kept.owner == owner and (shared := min(_shared(kept.tokens, tokens), len(tokens) - 1)) > most:
                 best, most = kept, shared
         return best, most
 

@@ -111,7 +111,7 @@ class EngineProcess:
         self._resizing: int | None = None
         """Who waits until conversations take no more than they may."""
         self._step_s = 0.0
-        """How long the last step took."""
+        """How long the last steps of all models took."""
         self._queue: FairQueue[_Request] = FairQueue()
 
     def run(self) -> None:
@@ -127,9 +127,12 @@ class EngineProcess:
     def _turn(self) -> None:
         """Once round, for everything under way."""
         self._admit()
+        self._send()  # whose turn has come counts as used from then on, even if the asker leaves during a long layer
         self._read_prompts()
+        began = time.monotonic()
         for key in dict.fromkeys(running.key for running in self._running):
             self._step(key)
+        self._step_s = time.monotonic() - began
         self._prepare()
         self._send()
 
@@ -242,8 +245,10 @@ class EngineProcess:
     def _end(self, running: _Request, error: Refused | None) -> None:
         self._running.remove(running)
         self._tell(running)
+        if self._reading is not None and not any(other in self._running for other in self._reading.requests):
+            self._reading = None
         self._queue.done(running.account)
-        self._memory.give_back(running.key, running.answering.prompt, running.answering.memory)
+        self._memory.give_back(running.key, running.account, running.answering.prompt, running.answering.memory)
         if all(other.key != running.key for other in self._running):
             self._models[running.key].runnable.decoder.rest()
         self._say_resized()
@@ -260,7 +265,9 @@ class EngineProcess:
         while len(self._running) < ANSWERS_MAX and (first := self._queue.first()) is not None:
             answering = first.answering
             try:
-                memory = self._memory.take(first.key, answering.shape, answering.prompt, answering.tokens_max)
+                memory = self._memory.take(
+                    first.key, first.account, answering.shape, answering.prompt, answering.tokens_max
+                )
             except Refused as error:  # it came when there was more room
                 self._refuse(first, error)
                 continue
@@ -316,14 +323,12 @@ class EngineProcess:
 
     def _step(self, key: str) -> None:
         """One token of each answer of a model."""
-        began = time.monotonic()
         running = [one for one in self._running if one.key == key and not one.answering.is_reading]
         if running:
             decoder = self._models[key].runnable.decoder
             for one in running:
                 self._queue.charge(one.account, 1)
             self._work(running, lambda: decoder.step([one.answering.next() for one in running]))
-        self._step_s = time.monotonic() - began
 
     def _work(self, requests: Sequence[_Request], work: Callable[[], torch.Tensor | None]) -> None:
         """Do what brings each of them logits, or nothing yet, and send what they come to."""

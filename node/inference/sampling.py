@@ -4,7 +4,11 @@ import os
 
 import torch
 
+from contracts.errors import Refused
 from node.inference.spec import Parameters
+
+GREEDY_BELOW = 1e-6
+"""A temperature that leaves nothing but the likeliest token, and that fp32 cannot divide by."""
 
 NUCLEUS_FIRST = 256
 """The nucleus of top_p is nearly always among this many tokens; the whole vocabulary is sorted only when it is not."""
@@ -20,10 +24,14 @@ class Sampler:
         self._generator.manual_seed(int.from_bytes(os.urandom(7), "big") if seed is None else seed)
 
     def next(self, logits: torch.Tensor) -> int:
-        """One token for a vector of fp32 logits."""
-        if self._parameters.temperature == 0.0:
+        """One token for a vector of fp32 logits. Raises Refused when they are no numbers."""
+        highest = logits.max()
+        if not bool(torch.isfinite(highest)):
+            raise Refused("the model came to numbers that are none (infinite or NaN): its weights may not be meant so")
+        if self._parameters.temperature < GREEDY_BELOW:
             return int(logits.argmax())
-        probabilities, tokens = self._candidates(logits / self._parameters.temperature)
+        # Nothing is above 0 then, whatever the temperature.
+        probabilities, tokens = self._candidates((logits - highest) / self._parameters.temperature)
         if self._parameters.min_p:
             kept = probabilities >= self._parameters.min_p * probabilities.max()
             probabilities, tokens = probabilities[kept], tokens[kept]

@@ -62,8 +62,19 @@ class Tokenizer:
 
     @functools.cached_property
     def vocabulary(self) -> LLTokenizer:
-        """Every token's bytes, for grammars. The first use takes a second for a large vocabulary."""
-        return from_tokenizer(self._inner, n_vocab=self._size, eos_token=sorted(self.stop_tokens))
+        """Every token's bytes, for grammars. The first use takes a second for a large vocabulary. Raises BadInput."""
+        try:
+            return from_tokenizer(self._inner, n_vocab=self._size, eos_token=sorted(self.stop_tokens))
+        # It is not written down what llguidance raises for a tokenizer that it cannot read.
+        except Exception as error:
+            raise BadInput(
+                f"{self._key} is held to no JSON schema and tells no logprobs: its tokenizer cannot be read for that "
+                f"({error})"
+            ) from error
+
+    def require_vocabulary(self) -> None:
+        """Raise BadInput now rather than in the middle of an answer."""
+        _ = self.vocabulary
 
     def bytes_of(self, token: int) -> bytes:
         """What a token stands for."""

@@ -291,6 +291,11 @@ class FakeEngine:
     def unpin(self, key: str) -> None:
         self._models[key] = msgspec.structs.replace(self._models[key], pinned=False)
 
+    def pin_only(self, key: str) -> None:
+        for other in self.loaded():
+            if other.key != key:
+                self.unpin(other.key)
+
     def load_in(self, key: str, precision: str) -> None:
         """What is loaded is so in another precision from now on."""
         self._models[key] = msgspec.structs.replace(self._models[key], precision=precision)

@@ -377,6 +377,20 @@ async def test_a_crash_fails_what_is_in_flight_and_the_pinned_model_comes_back(e
 
 
 @at_home
+async def test_a_pin_that_is_given_up_while_the_process_is_down_stays_so(engine: Engine, spec: ModelSpec) -> None:
+    await engine.load(spec, pin=True)
+    crashes, pid = engine.statistics().crashes, engine.statistics().pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: engine.statistics().crashes == crashes + 1)
+    engine.pin_only("other@1")
+    await engine.load(spec)
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    assert [model.pinned for model in engine.loaded()] == [False]
+    await engine.unload(spec.key)
+
+
+@at_home
 async def test_a_pinned_model_that_cannot_come_back_at_first_does_so_later(
     engine: Engine, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

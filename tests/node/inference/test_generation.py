@@ -4,11 +4,13 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from contracts.errors import Refused
 from node.inference.decoder import Part, finished
 from node.inference.loading import MappedModel
 from node.inference.memory import KeyValues
@@ -153,6 +155,22 @@ def test_the_end_token_ends_the_answer(directory: Path, reference: torch.nn.Modu
     assert last.usage is not None
     assert last.usage.completion_tokens == place + 1
     assert text == runnable.tokenizer.decode(theirs[:place])
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-40, 1e-7, 1e-6, 1e-5])
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.5}, {"min_p": 0.5}, {"top_k": 3}], ids=str)
+def test_next_to_no_temperature_is_the_likeliest_token(temperature: float, more: dict[str, Any]) -> None:
+    parameters = Parameters(temperature=temperature, seed=1, **more)
+    parameters.check()
+    logits = torch.randn(448, generator=torch.Generator().manual_seed(3)) * 10
+    assert Sampler(parameters).next(logits) == int(logits.argmax())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_none_are_a_refusal(temperature: float, value: float) -> None:
+    with pytest.raises(Refused, match="numbers that are none"):
+        Sampler(Parameters(temperature=temperature)).next(torch.full((448,), value))
 
 
 def text_of(chunks: Iterator[Chunk]) -> tuple[str, Chunk]:

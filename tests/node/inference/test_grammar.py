@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import trio
+from llguidance import LLParserLimits
 
 from contracts.errors import BadInput, Refused
 from node.inference.engine import Engine, EngineSettings
@@ -99,6 +100,42 @@ def test_a_pattern_that_explodes_is_bounded(model: RunnableModel, pattern: str) 
     except Refused:
         return
     assert grammar.allowed(torch.zeros(448)).isfinite().any()
+
+
+def test_past_the_bounds_an_answer_is_refused_and_not_ended_as_if_it_were_whole(
+    model: RunnableModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past them llguidance allows the end token alone."""
+    monkeypatch.setattr("node.inference.grammar.BOUNDS", LLParserLimits(step_lexer_fuel=2000))
+    schema = json.dumps({"anyOf": [{"type": "string", "pattern": f"^.*a.{{{n}}}b{n}$"} for n in range(12)]})
+    grammar = Grammar(model.tokenizer.vocabulary, schema)
+
+    def go_on() -> None:
+        for seed in range(400):
+            logits = torch.randn(448, generator=torch.Generator().manual_seed(seed))
+            token = int(grammar.allowed(logits).argmax())
+            assert token not in model.tokenizer.stop_tokens
+            grammar.take(token)
+
+    with pytest.raises(Refused, match="too much to be kept to"):
+        go_on()
+
+
+def test_options_of_llguidance_in_a_schema_are_refused(model: RunnableModel) -> None:
+    with pytest.raises(BadInput, match="x-guidance"):
+        Grammar(model.tokenizer.vocabulary, '{"type": "object", "x-guidance": {"whitespace_flexible": true}}')
+
+
+def test_a_tokenizer_that_llguidance_cannot_read_is_a_refusal(tmp_path: Path) -> None:
+    """Here one without an end token; the model answers otherwise."""
+    directory = tiny.save(tmp_path / "model", "llama", eos_token_id=None)
+    (directory / "generation_config.json").unlink()
+    tiny.edit_json(directory / "tokenizer_config.json", eos_token=None)
+    endless = MappedModel(tiny.cut(directory, tmp_path / "shards", 16384)).runnable
+    assert whole(endless, max_tokens=2).usage.completion_tokens == 2
+    for more in ({"json_schema": "{}"}, {"logprobs": 0}):
+        with pytest.raises(BadInput, match="its tokenizer cannot be read for that"):
+            whole(endless, max_tokens=2, **more)
 
 
 async def test_a_refused_schema_is_one_answers_own_affair(tmp_path: Path) -> None:

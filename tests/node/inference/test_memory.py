@@ -26,7 +26,7 @@ def fed(memory: KeyValues, tokens: list[int]) -> list[int]:
 
 
 def taken(answers: AnswerMemory, tokens: list[int], tokens_max: int = 100, key: str = "m@1") -> KeyValues:
-    memory = answers.take(key, SHAPE, tokens, tokens_max)
+    memory = answers.take(key, "a", SHAPE, tokens, tokens_max)
     assert memory is not None
     return memory
 
@@ -38,19 +38,19 @@ def test_the_bytes_of_a_token_are_what_is_allocated() -> None:
 def test_what_does_not_fit_now_waits_and_what_never_fits_is_refused_with_the_numbers() -> None:
     answers = memory_of(150)
     first = taken(answers, [1])
-    assert answers.take("m@1", SHAPE, [2], 51) is None
+    assert answers.take("m@1", "a", SHAPE, [2], 51) is None
     taken(answers, [2], 50)
     with pytest.raises(NoSpace, match=rf"151 tokens .* {151 * SHAPE.token_bytes} bytes .* at most 150 tokens"):
         answers.check(SHAPE, 151)
-    answers.give_back("m@1", fed(first, [1]), first)
-    assert answers.take("m@1", SHAPE, [3], 100) is not None
+    answers.give_back("m@1", "a", fed(first, [1]), first)
+    assert answers.take("m@1", "a", SHAPE, [3], 100) is not None
 
 
 def test_a_prompt_that_begins_as_an_earlier_conversation_has_that_part_at_hand() -> None:
     answers = memory_of(1000)
     first = taken(answers, LONG)
     fed(first, [*LONG, 7, 8])
-    answers.give_back("m@1", LONG, first)
+    answers.give_back("m@1", "a", LONG, first)
     assert answers.kept_bytes == len(LONG) * SHAPE.token_bytes, "the prompt alone"
     again = taken(answers, [*LONG, 9])
     assert again.length == len(LONG)
@@ -68,7 +68,7 @@ def test_the_longest_beginning_is_taken_and_a_conversation_that_goes_on_replaces
     answers = memory_of(1000)
     for tokens in (LONG, [*LONG, 1, 2], [*LONG, 3]):
         memory = taken(answers, tokens)
-        answers.give_back("m@1", fed(memory, tokens), memory)
+        answers.give_back("m@1", "a", fed(memory, tokens), memory)
     assert answers.kept_bytes == (2 * len(LONG) + 3) * SHAPE.token_bytes
     assert taken(answers, [*LONG, 1, 2, 5]).length == len(LONG) + 2
 
@@ -78,14 +78,14 @@ def test_what_is_kept_goes_first_the_longest_unused_first() -> None:
     conversations = [[start, *LONG] for start in (1, 2, 3)]
     for tokens in conversations:
         memory = taken(answers, tokens, len(tokens))
-        answers.give_back("m@1", fed(memory, tokens), memory)
+        answers.give_back("m@1", "a", fed(memory, tokens), memory)
     memory = taken(answers, conversations[0], len(conversations[0]))
-    answers.give_back("m@1", fed(memory, conversations[0]), memory)
+    answers.give_back("m@1", "a", fed(memory, conversations[0]), memory)
     # Room for two of them beside this one.
     running = taken(answers, [4], 200 - 2 * len(conversations[0]))
-    found = [answers._longest("m@1", [*tokens, 0])[1] for tokens in conversations]
+    found = [answers._longest(("m@1", "a"), [*tokens, 0])[1] for tokens in conversations]
     assert found == [len(LONG) + 1, SHARED_TOKENS_MIN - 1, len(LONG) + 1]
-    answers.give_back("m@1", fed(running, [4]), running)
+    answers.give_back("m@1", "a", fed(running, [4]), running)
 
 
 @given(
@@ -100,9 +100,9 @@ def test_it_never_holds_more_than_it_may_and_never_other_tokens(steps: list[tupl
     for ends, prompt, more in steps:
         if ends and running:
             tokens, memory = running.pop(0)
-            answers.give_back("m@1", fed(memory, tokens), memory)
+            answers.give_back("m@1", "a", fed(memory, tokens), memory)
         else:
-            begun = answers.take("m@1", SHAPE, prompt, min(150, len(prompt) + more))
+            begun = answers.take("m@1", "a", SHAPE, prompt, min(150, len(prompt) + more))
             if begun is not None:
                 assert begun.length < len(prompt)
                 running.append((prompt, begun))
@@ -111,3 +111,15 @@ def test_it_never_holds_more_than_it_may_and_never_other_tokens(steps: list[tupl
         for said, memory in running:
             held = memory.keys[1, 0, : memory.length, 0].tolist()
             assert held == [float(token) for token in said[: memory.length]]
+
+
+def test_what_others_said_is_not_known() -> None:
+    """How many tokens were, or how soon an answer comes, would tell it word by word."""
+    answers = memory_of(1000)
+    first = answers.take("m@1", "alice", SHAPE, LONG, len(LONG) + 1)
+    assert first is not None
+    answers.give_back("m@1", "alice", fed(first, LONG), first)
+    for account, length in (("mallory", 0), ("alice", len(LONG) - 1)):
+        again = answers.take("m@1", account, SHAPE, LONG, len(LONG) + 1)
+        assert again is not None
+        assert again.length == length

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from node.inference.frames import HEADER, Begun, Delta, Generate, Load, Reply, body_size, decode_reply
+from node.inference.frames import HEADER, Begun, Cancel, Delta, Generate, Load, Reply, body_size, decode_reply
 from node.inference.process import EngineProcess
 from node.inference.spec import ModelSpec, Parameters
 
@@ -110,3 +110,20 @@ def test_what_is_told_of_tokens_is_what_the_usage_says(loop: Loop) -> None:
     assert begun.tokens == usage.prompt_tokens
     assert deltas[-1].tokens == usage.total_tokens
     assert [delta.tokens for delta in deltas] == sorted({delta.tokens for delta in deltas})
+
+
+def test_a_prompt_that_nobody_waits_for_is_not_read_on(loop: Loop) -> None:
+    loop.ask(1, LONG, "once")
+    loop.turn()
+    assert loop.process._reading is not None, "a layer a turn while nobody else is answered"
+    loop.process._act(Cancel(1))
+    assert loop.process._reading is None
+    assert loop.process._is_idle()
+
+
+def test_whose_turn_has_come_hears_so_before_the_prompt_is_read(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[Reply] = []
+    monkeypatch.setattr(loop.process, "_read_prompts", lambda: heard.extend(loop.said()))
+    loop.ask(1, LONG, "once")
+    loop.turn()
+    assert [type(reply) for reply in heard] == [Begun]
