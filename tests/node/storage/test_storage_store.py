@@ -17,6 +17,7 @@ from storage_helpers import contents_of, noise, piece_hashes, pieces, stored
 from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NoSpace, NotFound
 from contracts.types import PIECE_SIZE, ManifestHash, ShardHash
 from node.storage import files
+from node.storage.hashing import ShardHasher
 from node.storage.partial import PartialShard
 from node.storage.scrub import scrub, scrub_shard
 from node.storage.store import ShardStore
@@ -205,6 +206,17 @@ def test_verify_refuses_the_hashes_of_another_shard(store: ShardStore) -> None:
     (store.root / "shards" / ABSENT.hex()).write_bytes(DATA)
     with pytest.raises(BadInput, match="belong to another shard"):
         store.verify(ABSENT, HASHES)
+
+
+def test_verify_copies_the_piece_hashes_once(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each piece of 4 GiB, that kept every other thread of a node waiting for half a second."""
+    asked = []
+    pieces_of = ShardHasher.pieces
+    monkeypatch.setattr(ShardHasher, "pieces", lambda hasher: asked.append(hasher) or pieces_of(hasher))
+    fill(store)
+    asked.clear()
+    assert store.verify(NAME, HASHES) == []
+    assert len(asked) == 1
 
 
 def test_scrub_takes_damaged_shards_out_of_service(store: ShardStore) -> None:
