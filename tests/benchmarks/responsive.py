@@ -74,7 +74,7 @@ def rows(cluster: Cluster, node: Node, large: ModelSpec, progress: Callable[[str
                 _publish(cluster, node, model_id)
         node.ask("loadModel", model_id=SMALL, wait=True)
         loading = Found()
-        # Some time before the load: a virtual machine gives so many free pages back to its host, and stands still for it.
+        # Some time before the load: a virtual machine gives that many free pages back to its host, and stalls for it.
         paging.drop(map(Path, large.shards))
         with _generating(node) as answered:
             progress(f"health, {what}: nothing loading yet")
