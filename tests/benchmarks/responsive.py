@@ -66,6 +66,9 @@ def rows(cluster: Cluster, node: Node, large: ModelSpec, progress: Callable[[str
     """Both models are in the node's store, and nothing is registered yet."""
     made: list[Row] = []
     for quantization, what in PRECISIONS.items():
+        # Long before the load: a virtual machine gives so many free pages back to its host and stands still meanwhile,
+        # a tenth of a second at a time, whatever runs on it.
+        paging.drop(map(Path, large.shards))
         os.environ["AIGEN_INFERENCE_QUANTIZATION"] = quantization
         node.start()
         node.wait_ready()
@@ -74,8 +77,6 @@ def rows(cluster: Cluster, node: Node, large: ModelSpec, progress: Callable[[str
                 _publish(cluster, node, model_id)
         node.ask("loadModel", model_id=SMALL, wait=True)
         loading = Found()
-        # Some time before the load: a virtual machine gives that many free pages back to its host, and stalls for it.
-        paging.drop(map(Path, large.shards))
         with _generating(node) as answered:
             progress(f"health, {what}: nothing loading yet")
             quiet = Found()
