@@ -209,7 +209,7 @@ def test_verify_refuses_the_hashes_of_another_shard(store: ShardStore) -> None:
 
 
 def test_verify_copies_the_piece_hashes_once(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once for each piece of 4 GiB, that kept every other thread of a node waiting for half a second."""
+    """Once for each piece of 4 GiB, that kept the other threads of a node waiting for tenths of a second."""
     asked = []
     pieces_of = ShardHasher.pieces
     monkeypatch.setattr(ShardHasher, "pieces", lambda hasher: asked.append(hasher) or pieces_of(hasher))
