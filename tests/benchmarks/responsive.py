@@ -66,8 +66,8 @@ def rows(cluster: Cluster, node: Node, large: ModelSpec, progress: Callable[[str
     """Both models are in the node's store, and nothing is registered yet."""
     made: list[Row] = []
     for quantization, what in PRECISIONS.items():
-        # Half a minute before the load: in the seconds after so many pages became free, answers were seen to take up to
-        # 0.7 s here with nothing loading. Those are in the row too, as what it is like without the load.
+        # Half a minute before the load: after so many pages became free, answers took up to 0.7 s in some runs with
+        # nothing loading. Those are in the row too, as what it is like before the load.
         paging.drop(map(Path, large.shards))
         os.environ["AIGEN_INFERENCE_QUANTIZATION"] = quantization
         node.start()
