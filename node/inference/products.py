@@ -102,7 +102,7 @@ class StoredProduct(Product):
         super().__init__(weight.shape[1], weight.dtype, bias)
         self._weight = weight
         self._wide = wide
-        self._is_wide = weight.dtype == wide.precision
+        self._is_wide = weight.dtype in (wide.precision, torch.float32)
         if not self._is_wide:
             wide.fit(weight.numel())
 
@@ -110,8 +110,12 @@ class StoredProduct(Product):
         return torch.mv(self._weight, vector)
 
     def _multiplied_rows(self, matrix: torch.Tensor) -> torch.Tensor:
-        weight = self._weight if self._is_wide else self._wide.of(self._weight)
+        weight = self._weight if self._is_wide else self._widened()
         return functional.linear(matrix.to(weight.dtype), weight).float()
+
+    def _widened(self) -> torch.Tensor:
+        # fp16 beside quantised matrices would lose bits in a buffer of bf16; it is there for odd shapes only.
+        return self._wide.of(self._weight) if self._wide.precision == torch.float32 else self._weight.float()
 
 
 class Fan:

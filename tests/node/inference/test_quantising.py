@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from contracts.errors import BadInput
 from node.inference.layout import GROUP
 from node.inference.matrices import KERNEL_ROWS_MAX, Int4Product, Int8Product
-from node.inference.products import Product, Wide
+from node.inference.products import Product, StoredProduct, Wide
 from node.inference.quantising import PACKINGS, machine_packing, to_int4, to_int8
 
 from .quantised import rounded
@@ -123,6 +123,17 @@ def product_of(kind: str, weights: torch.Tensor, bias: torch.Tensor | None) -> P
         return Int8Product(*to_int8(weights), bias, Wide(torch.bfloat16))
     numbers, scales = to_int4(weights)
     return Int4Product(machine_packing().pack(numbers), scales, machine_packing(), bias, Wide(torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_what_stays_as_stored_beside_quantised_matrices_loses_no_bits(
+    dtype: torch.dtype, rows: int, multiplies_bf16: bool
+) -> None:
+    weights = weights_of(48, 40).to(dtype)
+    matrix = torch.randn((rows, 40), generator=torch.Generator().manual_seed(4))
+    found = StoredProduct(weights, None, Wide(torch.bfloat16)).rows(matrix)
+    torch.testing.assert_close(found, matrix @ weights.float().t(), rtol=1e-5, atol=1e-5)
 
 
 SHAPES = [(64, 32), (192, 64), (128, 96), (320, 160), (64, 576), (576, 1536), (1536, 576), (4096, 128), (128, 4096)]
