@@ -54,7 +54,7 @@ class CodeGenDecoder(Decoder):
             head_size=head_size,
             context_length=built.context_length,
         )
-        super().__init__(shape, built.precision, built.matrices.steps_each_max)
+        super().__init__(shape, built.matrices)
         if config.n_head % BLOCKS:
             raise BadInput(f"config.json has n_head = {config.n_head}; CodeGen has a multiple of {BLOCKS}")
         self._rotary = config.rotary_dim or head_size
@@ -67,7 +67,7 @@ class CodeGenDecoder(Decoder):
         self._norm = Norm(model.transformer.ln_f)
 
         def product(module: str) -> Product:
-            return built.matrices.product(module, self._wide)
+            return built.matrices.product(module)
 
         self._head = product("lm_head")
         self._layers = [

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
+from node.inference.matrices import Matrices
 from node.inference.memory import KeyValues, Shape
-from node.inference.products import Wide, one_row
 
 ROWS_MAX = 512
 """Tokens of prompts that go through a layer together; longer ones take several rounds."""
@@ -48,12 +48,9 @@ class View:
 class Decoder(ABC):
     """A model that is fed tokens and says the logits of the next one. One thread uses it."""
 
-    def __init__(self, shape: Shape, precision: torch.dtype, steps_each_max: int) -> None:
-        """Up to `steps_each_max` conversations have their step one by one."""
+    def __init__(self, shape: Shape, matrices: Matrices) -> None:
         self.shape = shape
-        self.steps_each_max = steps_each_max
-        self._precision = precision
-        self._wide = Wide(precision)
+        self.matrices = matrices
         self._scale = 1.0 / math.sqrt(shape.head_size)
 
     def feed(self, parts: Sequence[Part]) -> Generator[None, None, torch.Tensor]:
@@ -67,10 +64,10 @@ class Decoder(ABC):
 
     def step(self, parts: Sequence[Part]) -> torch.Tensor:
         """Feed one token to each of several conversations, all layers at once; a row of logits for each."""
-        if len(parts) > self.steps_each_max:
+        if len(parts) > self.matrices.steps_each_max:
             return finished(self.feed(parts))
         logits = []
-        with one_row():
+        with self.matrices.one_row():
             for part in parts:
                 logits.append(self._logits_row(self._row(part.tokens[0], part.memory)))
                 part.memory.length += 1
@@ -78,7 +75,7 @@ class Decoder(ABC):
 
     def rest(self) -> None:
         """Give back the memory that only work takes."""
-        self._wide.release()
+        self.matrices.wide.release()
 
     @abstractmethod
     def _row(self, token: int, memory: KeyValues) -> torch.Tensor:

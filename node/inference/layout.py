@@ -17,8 +17,11 @@ from node.inference.headers import ITEM_BITS, TensorEntry
 GROUP = 32
 """Neighbouring weights of a row that share a scale in int4. Smaller is not taken by torch, larger rounds worse."""
 
+MIXED = 32
+"""Numbers of a row that are mixed with one another in int8."""
+
 COLUMNS_MULTIPLE = 32
-"""torch's kernels want rows in multiples of this many weights."""
+"""torch's kernels want rows in multiples of this many weights, and so do groups and what is mixed."""
 
 ROWS_MULTIPLE = 64
 """Rows of a block in the largest of torch's packings: int4 matrices have a multiple of it, on every machine."""
@@ -26,7 +29,7 @@ ROWS_MULTIPLE = 64
 ALIGNMENT = 64
 """Of each part: a cache line, and more than any element."""
 
-FORMAT = "aigen-quantised-1"
+FORMAT = "aigen-quantised-2"
 """Changes with the arithmetic: files of another one are made anew."""
 
 WEIGHT = ".weight"

@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional
 
 from node.inference.decoder import Decoder, Part, View, positions_of, tokens_of
-from node.inference.matrices import Matrices
 from node.inference.memory import KeyValues, Shape
 from node.inference.products import Fan, Product
 from node.inference.weights import BuiltModel
@@ -62,29 +61,28 @@ class LlamaDecoder(Decoder):
             context_length=built.context_length,
             window=getattr(config, "sliding_window", None) or 0,
         )
-        super().__init__(shape, built.precision, built.matrices.steps_each_max)
+        super().__init__(shape, built.matrices)
         self._embedding = built.matrices.embedding("model.embed_tokens")
         self._norm = Norm(model.model.norm, built.precision)
-        self._head = built.matrices.product("lm_head", self._wide)
+        self._head = built.matrices.product("lm_head")
         self._frequencies = model.model.rotary_emb.inv_freq.float().repeat(2)
         self._rotary_scale = float(model.model.rotary_emb.attention_scaling)
         # Rotating halves is swapping them with the first one's sign turned: the sign goes into the sine instead.
         self._sign = torch.ones(head_size)
         self._sign[: head_size // 2] = -1.0
         self._layers = [
-            self._layer(module, f"model.layers.{index}", built.matrices)
-            for index, module in enumerate(model.model.layers)
+            self._layer(module, f"model.layers.{index}", built) for index, module in enumerate(model.model.layers)
         ]
 
-    def _layer(self, layer: Any, name: str, matrices: Matrices) -> _Layer:
-        attention, mlp = f"{name}.self_attn", f"{name}.mlp"
+    def _layer(self, layer: Any, name: str, built: BuiltModel) -> _Layer:
+        matrices, attention, mlp = built.matrices, f"{name}.self_attn", f"{name}.mlp"
         return _Layer(
-            attention_norm=Norm(layer.input_layernorm, self._precision),
-            projection=matrices.fan([f"{attention}.{one}_proj" for one in "qkv"], self._wide),
-            output=matrices.product(f"{attention}.o_proj", self._wide),
-            mlp_norm=Norm(layer.post_attention_layernorm, self._precision),
-            gate_up=matrices.fan([f"{mlp}.gate_proj", f"{mlp}.up_proj"], self._wide),
-            down=matrices.product(f"{mlp}.down_proj", self._wide),
+            attention_norm=Norm(layer.input_layernorm, built.precision),
+            projection=matrices.fan([f"{attention}.{one}_proj" for one in "qkv"]),
+            output=matrices.product(f"{attention}.o_proj"),
+            mlp_norm=Norm(layer.post_attention_layernorm, built.precision),
+            gate_up=matrices.fan([f"{mlp}.gate_proj", f"{mlp}.up_proj"]),
+            down=matrices.product(f"{mlp}.down_proj"),
             activation=layer.mlp.act_fn,
         )
 
@@ -100,7 +98,7 @@ class LlamaDecoder(Decoder):
         hidden = self._embedding.row(token)
         view = View(memory, 1, shape.window)
         for index, layer in enumerate(self._layers):
-            query, key, value = layer.projection.row_of_narrow(layer.attention_norm.row(hidden))
+            query, key, value = layer.projection.row(layer.attention_norm.row(hidden))
             query_place.copy_(query.view(heads, -1))
             key_place.copy_(key.view(shape.key_value_heads, -1))
             again.copy_(first)
@@ -108,8 +106,8 @@ class LlamaDecoder(Decoder):
             view.new_keys[index].copy_(turned[heads:, None])
             view.new_values[index].copy_(value.view(shape.key_value_heads, 1, -1))
             hidden += layer.output.row(self._attend_row(turned[:heads], index, view))
-            gate, up = layer.gate_up.row_of_narrow(layer.mlp_norm.row(hidden))
-            hidden += layer.down.row_of_narrow(layer.activation(gate) * up)
+            gate, up = layer.gate_up.row(layer.mlp_norm.row(hidden))
+            hidden += layer.down.row(layer.activation(gate) * up)
         return hidden
 
     def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,7 +135,7 @@ class LlamaDecoder(Decoder):
         return hidden
 
     def _logits_row(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._head.row_of_narrow(self._norm.row(hidden)).float()
+        return self._head.row(self._norm.row(hidden)).float()
 
     def _logits_rows(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._head.rows(self._norm.rows(hidden))

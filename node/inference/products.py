@@ -22,8 +22,15 @@ def multiplies_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+@functools.cache
+def multiplies_int8() -> bool:
+    """Whether this CPU has instructions for products of int8 that cannot overflow on the way."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
 @contextmanager
-def one_row() -> Iterator[None]:
+def without_onednn() -> Iterator[None]:
     """For products with one row of bf16: torch's own kernel reads 25 to 33 GB/s where oneDNN's, which it takes by
     itself, reads 10 to 11."""
     before = torch.backends.mkldnn.enabled
@@ -64,20 +71,14 @@ class Wide:
 
 
 class Product(ABC):
-    """One weight matrix (with its bias, if any): `row` for one row, `rows` for many. All go in in fp32; one row comes
-    out in the precision of the product, many in fp32."""
+    """One weight matrix (with its bias, if any): `row` for one row, `rows` for many, in any precision. One row comes
+    out in any, many in fp32."""
 
-    def __init__(self, columns: int, precision: torch.dtype, bias: torch.Tensor | None) -> None:
+    def __init__(self, bias: torch.Tensor | None) -> None:
         self._bias = None if bias is None else bias.float()
-        self._narrow = torch.empty(columns, dtype=precision)
 
     def row(self, vector: torch.Tensor) -> torch.Tensor:
         """The product with one vector."""
-        self._narrow.copy_(vector)
-        return self.row_of_narrow(self._narrow)
-
-    def row_of_narrow(self, vector: torch.Tensor) -> torch.Tensor:
-        """The same for a vector that has the product's precision already."""
         result = self._multiplied(vector)
         return result if self._bias is None else self._bias + result
 
@@ -99,15 +100,16 @@ class StoredProduct(Product):
     """Of weights as they are stored."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, wide: Wide) -> None:
-        super().__init__(weight.shape[1], weight.dtype, bias)
+        super().__init__(bias)
         self._weight = weight
+        self._narrow = torch.empty(weight.shape[1], dtype=weight.dtype)
         self._wide = wide
         self._is_wide = weight.dtype in (wide.precision, torch.float32)
         if not self._is_wide:
             wide.fit(weight.numel())
 
     def _multiplied(self, vector: torch.Tensor) -> torch.Tensor:
-        return torch.mv(self._weight, vector)
+        return torch.mv(self._weight, vector if vector.dtype == self._weight.dtype else self._narrow.copy_(vector))
 
     def _multiplied_rows(self, matrix: torch.Tensor) -> torch.Tensor:
         weight = self._weight if self._is_wide else self._widened()
@@ -126,9 +128,9 @@ class Fan:
         self._products = tuple(products)
         self._places = tuple(places)
 
-    def row_of_narrow(self, vector: torch.Tensor) -> list[torch.Tensor]:
+    def row(self, vector: torch.Tensor) -> list[torch.Tensor]:
         """As `Product` has it, for each."""
-        results = [product.row_of_narrow(vector) for product in self._products]
+        results = [product.row(vector) for product in self._products]
         return [results[product][begin:end] for product, begin, end in self._places]
 
     def rows(self, matrix: torch.Tensor) -> list[torch.Tensor]:

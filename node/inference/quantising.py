@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from contracts.errors import BadInput
-from node.inference.layout import GROUP, ROWS_MULTIPLE
+from node.inference.layout import GROUP, MIXED, ROWS_MULTIPLE
 
 PRECISIONS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 """The types weights may be stored in."""
@@ -21,7 +21,7 @@ CLIPS = (1.0, 0.9, 0.8)
 MIDDLE = 8
 """The number of int4 that stands for a group's middle, as torch has it."""
 
-_INT8_MAX = 127
+INT8_MAX = 127
 _INT4_MAX = 15
 _PROBE_COLUMNS = GROUP
 
@@ -76,12 +76,32 @@ def machine_packing() -> Packing:
     )
 
 
+def mixed(rows: torch.Tensor) -> torch.Tensor:
+    """Each row, fp32, with every MIXED of its numbers that lie one MIXEDth of it apart multiplied by a Hadamard matrix,
+    whose elements are 1 and -1; twice gives MIXED times the row. A large number is in all of them then, and none stands
+    out.
+
+    A row of weights and a row it is multiplied with, both mixed, have MIXED times the product they had (so QuaRot
+    keeps outliers out of what goes between matrices, arXiv 2404.00456).
+    """
+    columns = rows.shape[-1]
+    numbers, others = rows.clone(), torch.empty_like(rows)
+    apart = columns // 2
+    while apart >= columns // MIXED:
+        (first, second), (total, difference) = (one.view(-1, 2, apart).unbind(1) for one in (numbers, others))
+        torch.add(first, second, out=total)
+        torch.sub(first, second, out=difference)
+        numbers, others = others, numbers
+        apart //= 2
+    return numbers
+
+
 def to_int8(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers from -127 to 127 and the scale of each row, of which a weight is the product."""
-    rows = weights.float()
-    scales = (rows.abs().amax(1) * (1.0 / _INT8_MAX)).to(torch.bfloat16)
+    """Whole numbers from -127 to 127 and the scale of each row, whose product, mixed, is the weight."""
+    rows = mixed(weights.float()).mul_(1.0 / MIXED)
+    scales = (rows.abs().amax(1) * (1.0 / INT8_MAX)).to(torch.bfloat16)
     _require_finite(scales)
-    values = (rows * _inverse(scales)[:, None]).round_().clamp_(-_INT8_MAX, _INT8_MAX)
+    values = (rows * _inverse(scales)[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
     return values.to(torch.int8), scales
 
 

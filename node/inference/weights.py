@@ -118,7 +118,7 @@ def build(key: str, files: ArtifactFiles, mapping: ShardMapping) -> BuiltModel:
     """The model of the artifact as it is stored, ready for inference."""
     checked = check(key, files)
     private_bytes = _assign(checked, mapping)
-    return _built(checked, checked.precision, private_bytes, StoredMatrices(checked.model, mapping))
+    return _built(checked, checked.precision, private_bytes, StoredMatrices(checked.model, mapping, checked.precision))
 
 
 def build_quantised(checked: CheckedModel, file: QuantisedFile, mapping: ShardMapping) -> BuiltModel:
@@ -126,7 +126,7 @@ def build_quantised(checked: CheckedModel, file: QuantisedFile, mapping: ShardMa
     plain = [part for part in file.layout.parts if part.kind == "plain" and len(part.names) == 1]
     state = {part.names[0]: file.plain(mapping, part) for part in plain}
     checked.model.load_state_dict(state, strict=False, assign=True)
-    return _built(checked, torch.bfloat16, 0, QuantisedMatrices(checked.model, file, mapping, checked.tied))
+    return _built(checked, torch.float32, 0, QuantisedMatrices(checked.model, file, mapping, checked.tied))
 
 
 def _built(checked: CheckedModel, precision: torch.dtype, private_bytes: int, matrices: Matrices) -> BuiltModel:

@@ -11,7 +11,8 @@ def one_thread() -> None:
 
 @pytest.fixture(params=[True, False], ids=["bf16-cpu", "other-cpu"])
 def multiplies_bf16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """As on a CPU that has instructions for bf16, and as on one that has not."""
+    """As on a CPU that has instructions for products of bf16 and int8, and as on one that has not."""
     has: bool = request.param
     monkeypatch.setattr("node.inference.products.multiplies_bf16", lambda: has)
+    monkeypatch.setattr("node.inference.matrices.multiplies_int8", lambda: has)
     return has

@@ -5,10 +5,10 @@ from pathlib import Path
 import msgspec
 import torch
 
-from node.inference.layout import GROUP
+from node.inference.layout import GROUP, MIXED
 from node.inference.loading import MappedModel, prepared
 from node.inference.precision import Precision
-from node.inference.quantising import MIDDLE, to_int4, to_int8
+from node.inference.quantising import MIDDLE, mixed, to_int4, to_int8
 from node.inference.spec import LoadStep, ModelSpec, QuantisedPlace
 
 ROOM_BYTES = 1 << 40
@@ -41,7 +41,20 @@ def rounded(weights: torch.Tensor, kind: str) -> torch.Tensor:
     """What quantised weights stand for, by the formula."""
     if kind == "int8":
         numbers, scales = to_int8(weights)
-        return numbers.float() * scales.float()[:, None]
+        return mixed(numbers.float() * scales.float()[:, None])
     numbers, both = to_int4(weights)
     scales, middles = both.float().transpose(0, 1).repeat_interleave(GROUP, 1).unbind(-1)
     return (numbers.float() - MIDDLE) * scales + middles
+
+
+def multiplied_with(matrix: torch.Tensor, kind: str, fast: bool, integers: bool) -> torch.Tensor:
+    """What a matrix is rounded to before it is multiplied: in bf16, in int8, or not where bf16 is not fast."""
+    if kind == "int4":
+        return matrix.to(torch.bfloat16).float() if fast else matrix
+    rows = mixed(matrix)
+    if integers:
+        scales = rows.abs().amax(1, keepdim=True) / 127
+        rows = (rows / scales).round() * scales
+    elif fast:
+        rows = rows.to(torch.bfloat16).float()
+    return mixed(rows) / MIXED

@@ -107,7 +107,7 @@ def test_in_bf16_answers_do_not_depend_on_what_is_answered_beside_them(
     monkeypatch.setattr("node.inference.products.multiplies_bf16", lambda: True)
     directory = tiny.save(tmp_path / "bf16", name, torch.bfloat16)
     decoder = MappedModel(tiny.cut(directory, tmp_path / "shards", 16384)).runnable.decoder
-    count = decoder.steps_each_max
+    count = decoder.matrices.steps_each_max
     memories = [KeyValues(decoder.shape, 64) for _ in range(count)]
     tokens = [[*PROMPT[:13], number] for number in range(count)]
     parts = [Part(one, memory) for one, memory in zip(tokens, memories, strict=True)]

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import BadInput
-from node.inference.layout import GROUP
-from node.inference.matrices import KERNEL_ROWS_MAX, Int4Product, Int8Product
-from node.inference.products import Product, StoredProduct, Wide
-from node.inference.quantising import PACKINGS, machine_packing, to_int4, to_int8
+from node.inference.layout import GROUP, MIXED
+from node.inference.matrices import KERNEL_ROWS_MAX, Int4Product, Int8Embedding, Int8Product
+from node.inference.products import Product, StoredProduct, Wide, multiplies_int8
+from node.inference.quantising import PACKINGS, machine_packing, mixed, to_int4, to_int8
 
-from .quantised import rounded
+from .quantised import multiplied_with, rounded
 
 
 def weights_of(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
@@ -26,14 +26,25 @@ def weights_of(rows: int, columns: int, seed: int = 1) -> torch.Tensor:
     return normal * normal.abs() * 0.02 * torch.rand((rows, 1), generator=generator)
 
 
-def test_int8_is_within_half_a_step_of_the_weight() -> None:
+def test_mixing_twice_gives_the_row_again_times_how_many_are_mixed() -> None:
+    rows = torch.randint(-99, 100, (3, 4 * MIXED), generator=torch.Generator().manual_seed(1)).float()
+    assert torch.equal(mixed(mixed(rows)), MIXED * rows)
+    other = torch.randint(-99, 100, (4 * MIXED,), generator=torch.Generator().manual_seed(2)).float()
+    assert torch.equal(mixed(rows) @ mixed(other), MIXED * (rows @ other))
+    one = torch.zeros(2 * MIXED)
+    one[5] = 7.0
+    assert torch.equal(mixed(one).abs(), torch.tensor([0.0, 7.0] * MIXED))
+
+
+def test_int8_is_within_half_a_step_of_the_mixed_weight() -> None:
     weights = weights_of(70, 96)
     numbers, scales = to_int8(weights)
     assert numbers.abs().max() == 127
     steps = scales.float()[:, None]
+    errors = (numbers * steps - mixed(weights) / MIXED).abs()
     # The largest of a row may lie a little beyond 127 steps, because the scale is rounded to bf16.
-    assert ((rounded(weights, "int8") - weights).abs() <= 0.76 * steps).all()
-    assert ((rounded(weights, "int8") - weights).abs() <= 0.5001 * steps).float().mean() > 0.98
+    assert (errors <= 0.76 * steps).all()
+    assert (errors <= 0.5001 * steps).float().mean() > 0.98
 
 
 def test_int4_is_better_than_plain_rounding_between_the_extremes() -> None:
@@ -149,16 +160,17 @@ def test_products_are_right_for_every_shape_and_number_of_rows(
     bias = torch.randn(shape[0], generator=torch.Generator().manual_seed(2)) if biased else None
     product, exact = product_of(kind, weights, bias), rounded(weights, kind)
     matrix = torch.randn((3 * KERNEL_ROWS_MAX, shape[1]), generator=torch.Generator().manual_seed(4))
-    narrow = matrix.to(torch.bfloat16).float()
     # Groups of int4 that are widened to bf16 are rounded once more.
     share = 2**-7 if multiplies_bf16 and kind == "int4" else 2**-8
-    for rows in (1, 2, 3, 5, KERNEL_ROWS_MAX, KERNEL_ROWS_MAX + 1, 3 * KERNEL_ROWS_MAX):
-        given = narrow if rows <= KERNEL_ROWS_MAX or multiplies_bf16 else matrix
-        expected = torch.nn.functional.linear(given[:rows], exact, bias)
+    for rows in (1, 2, 5, KERNEL_ROWS_MAX, KERNEL_ROWS_MAX + 1, 3 * KERNEL_ROWS_MAX):
+        fast = rows <= KERNEL_ROWS_MAX or multiplies_bf16
+        given = multiplied_with(matrix[:rows], kind, fast, multiplies_bf16 and rows > KERNEL_ROWS_MAX)
+        expected = torch.nn.functional.linear(given, exact, bias)
         found = product.rows(matrix[:rows])
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=2**-7, atol=float(expected.abs().max()) * share)
-    expected = torch.nn.functional.linear(narrow[0], exact, bias)
+    given = multiplied_with(matrix[:1], kind, True, multiplies_bf16)
+    expected = torch.nn.functional.linear(given[0], exact, bias)
     torch.testing.assert_close(
         product.row(matrix[0]).float(), expected, rtol=2**-7, atol=float(expected.abs().max()) / 256
     )
@@ -168,7 +180,35 @@ def test_products_are_right_for_every_shape_and_number_of_rows(
 @given(rows=st.integers(1, 40), columns=st.integers(1, 12), seed=st.integers(0, 9))
 def test_int8_products_of_any_number_of_rows(rows: int, columns: int, seed: int) -> None:
     weights = weights_of(rows, 32 * columns, seed)
-    vector = torch.randn(32 * columns, generator=torch.Generator().manual_seed(seed)).to(torch.bfloat16).float()
-    expected = rounded(weights, "int8") @ vector
+    vector = torch.randn(32 * columns, generator=torch.Generator().manual_seed(seed))
+    given = multiplied_with(vector[None], "int8", True, multiplies_int8())[0]
+    expected = rounded(weights, "int8") @ given
     found = product_of("int8", weights, None).row(vector).float()
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=float(expected.abs().max()) / 256)
+
+
+@pytest.mark.parametrize("rows", [1, KERNEL_ROWS_MAX + 1])
+def test_a_number_that_stands_out_does_not_cost_the_others_their_bits(rows: int) -> None:
+    weights = torch.randn((64, 256), generator=torch.Generator().manual_seed(1))
+    matrix = torch.randn((rows, 256), generator=torch.Generator().manual_seed(2))
+    matrix[:, 9] *= 100.0
+    product = product_of("int8", weights, None)
+    found = product.rows(matrix) if rows > 1 else product.row(matrix[0])[None].float()
+    rest = weights.clone()
+    rest[:, 9] = 0.0
+    error = (found - matrix @ weights.t()).square().mean().sqrt() / (matrix @ rest.t()).square().mean().sqrt()
+    assert error < 0.1, "without mixing it is a third and more"
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-42])
+def test_products_with_nothing_are_nothing(value: float, multiplies_bf16: bool) -> None:
+    product = product_of("int8", weights_of(64, 96), None)
+    assert product.row(torch.full((96,), value)).abs().max() < 1e-38
+    assert product.rows(torch.full((9, 96), value)).abs().max() < 1e-38
+
+
+def test_rows_of_an_embedding_are_the_weights() -> None:
+    weights = weights_of(64, 96)
+    embedding = Int8Embedding(*to_int8(weights))
+    torch.testing.assert_close(embedding.rows(torch.tensor([3, 63])), rounded(weights, "int8")[[3, 63]])
+    torch.testing.assert_close(embedding.row(7), rounded(weights, "int8")[7])
