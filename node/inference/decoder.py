@@ -52,6 +52,9 @@ class Decoder(ABC):
         self.shape = shape
         self.matrices = matrices
         self._scale = 1.0 / math.sqrt(shape.head_size)
+        # Heads that share a key are worked on together and its bytes read once, unless that leaves a thread idle.
+        together = shape.key_value_heads % torch.get_num_threads() == 0
+        self._query_heads = (shape.key_value_heads, -1) if together else (shape.heads, 1)
 
     def feed(self, parts: Sequence[Part]) -> Generator[None, None, torch.Tensor]:
         """Feed several conversations together. Yields after each layer so that others get their turn; returns a row of
@@ -111,7 +114,7 @@ class Decoder(ABC):
 
     def _attend_row(self, query: torch.Tensor, layer: int, view: View) -> torch.Tensor:
         """Attention of one token's heads, whose key and value are in place; a flat vector."""
-        query = query.view(1, self.shape.heads, 1, self.shape.head_size)
+        query = query.view(1, *self._query_heads, self.shape.head_size)
         return functional.scaled_dot_product_attention(
             query, view.keys[layer], view.values[layer], scale=self._scale, enable_gqa=True
         ).view(-1)

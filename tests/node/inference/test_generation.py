@@ -52,6 +52,21 @@ def test_logits_of_a_prompt_and_of_each_step(loaded: MappedModel, reference: tor
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "codegen"])
+@pytest.mark.parametrize("threads", [1, 3], ids=["heads-that-share-a-key-together", "each-head-alone"])
+def test_attention_of_a_step_however_many_threads_there_are(
+    tmp_path: Path, name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tiny.save(tmp_path / "model", name, torch.float32)
+    expected = AutoModelForCausalLM.from_pretrained(directory).eval()(torch.tensor([PROMPT])).logits[0]
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    decoder = MappedModel(tiny.cut(directory, tmp_path / "shards", 16384)).runnable.decoder
+    memory = KeyValues(decoder.shape, len(PROMPT))
+    for place, token in enumerate(PROMPT):
+        torch.testing.assert_close(stepped(decoder, token, memory), expected[place], rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
 def test_a_prompt_in_several_parts_is_the_same(
     loaded: MappedModel, reference: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
