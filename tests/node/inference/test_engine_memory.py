@@ -59,12 +59,14 @@ async def test_what_is_counted_is_what_the_operating_system_counts(
 ) -> None:
     set_up(engine, 4 * spec.total_size, quantization=quantization)
     folder = str(Path(spec.shards[0]).parent) if quantization == "none" else str(Path(spec.quantised.stem).parent)  # type: ignore[union-attr]
-    await engine.load(spec)  # once, for what only the first load of a process allocates
+    prompt = "The capital of France is " * 8
+    await engine.load(spec)  # once, for what only the first load and answer of a process allocate
+    await engine.complete(spec.key, prompt, Parameters(max_tokens=4))
     await engine.unload(spec.key)
     _, before = resident(engine)
 
     model = await engine.load(spec)
-    done = await engine.complete(spec.key, "The capital of France is " * 8, Parameters(max_tokens=4))
+    done = await engine.complete(spec.key, prompt, Parameters(max_tokens=4))
     assert done.usage.completion_tokens == 4
     mapped, own = resident(engine, folder)
     assert engine.statistics().cache.used_bytes == model.mapped_bytes + model.private_bytes

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import BadInput, Corrupt
-from node.inference.mapping import ShardMapping
+from node.inference.mapping import HUGE_PAGE, ShardMapping
 
 
 def shards_of(directory: Path, stream: bytes, shard_size: int) -> list[Path]:
@@ -56,6 +56,23 @@ def test_the_stream_is_the_same_however_it_is_cut(tmp_path: Path, size: int, sha
     mapping = ShardMapping(shards_of(tmp_path, stream, shard_size), shard_size, size)
     assert mapping.read(0, size) == stream
     assert mapping.close() == 0
+
+
+@pytest.mark.parametrize("size", [1, 5 * mmap.PAGESIZE + 100, HUGE_PAGE, HUGE_PAGE + 1, 3 * HUGE_PAGE - 1])
+def test_models_begin_where_a_huge_page_may_and_leave_no_addresses_behind(tmp_path: Path, size: int) -> None:
+    def addresses() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+    path = tmp_path / "shard"
+    path.touch()
+    os.truncate(path, size)
+    before = addresses()
+    mappings = [ShardMapping([path], size, size) for _ in range(20)]
+    assert [mapping.tensor(torch.uint8, (1,), 0).data_ptr() % HUGE_PAGE for mapping in mappings] == [0] * 20
+    assert addresses() - before < 20 * (size + HUGE_PAGE)
+    for mapping in mappings:
+        assert mapping.close() == 0
+    assert addresses() - before < HUGE_PAGE
 
 
 def test_nothing_outside_can_be_read(tmp_path: Path) -> None:
