@@ -25,7 +25,10 @@ from node.storage.hashing import BLOCK_SIZE, HASH_THREADS, ShardHasher
 from node.storage.manifest import HASH_SIZE
 
 NICENESS = 5
-"""Of the prover: beside threads that never wait it has a quarter of a core, so that answers go on and so do loads."""
+"""Of the prover: behind the node and its engine. Beside threads that never wait it still has a quarter of a core."""
+
+PORTION_BYTES = 4 * BLOCK_SIZE
+"""Read between two reports: for each a thread of the node needs its interpreter lock, and may lose its core with it."""
 
 OnBytes = Callable[[int], None]
 
@@ -184,16 +187,32 @@ def main() -> None:
 
 
 def _found(task: Task) -> Found | Failed:
+    progress = _Progress()
     try:
-        return Found(damaged_pieces(Path(task.path), ShardHash(task.shard_hash), task.piece_hashes, _report))
+        damaged = damaged_pieces(Path(task.path), ShardHash(task.shard_hash), task.piece_hashes, progress.add)
     except Refused as error:
         return Failed(error.code, str(error))
+    progress.tell()
+    return Found(damaged)
 
 
-def _report(count: int) -> None:
-    _say(Read(count))
-    if not sys.stdin.buffer.read(len(_GO_ON)):
-        os._exit(0)  # not sys.exit: a thread is reading the next portion
+class _Progress:
+    """Says what was read, and waits to be told to go on."""
+
+    def __init__(self) -> None:
+        self._untold = 0
+
+    def add(self, count: int) -> None:
+        self._untold += count
+        if self._untold >= PORTION_BYTES:
+            self.tell()
+
+    def tell(self) -> None:
+        if self._untold:
+            _say(Read(self._untold))
+            self._untold = 0
+            if not sys.stdin.buffer.read(len(_GO_ON)):
+                os._exit(0)  # not sys.exit: a thread is reading the next block
 
 
 def _say(report: Read | Found | Failed) -> None:

@@ -14,7 +14,7 @@ from contracts.errors import BadInput, Busy, NotFound
 from contracts.types import PIECE_SIZE, ShardHash
 from node.storage import proving
 from node.storage.hashing import BLOCK_SIZE
-from node.storage.proving import NICENESS, Prover, damaged_pieces
+from node.storage.proving import NICENESS, PORTION_BYTES, Prover, damaged_pieces
 
 DATA = noise(BLOCK_SIZE + PIECE_SIZE + 17, seed=8)
 HASHES = piece_hashes(DATA)
@@ -57,13 +57,23 @@ def test_what_is_whole_is_read_once_and_what_is_not_twice(path: Path) -> None:
 def test_the_other_process_finds_the_same_and_gives_way(path: Path, prover: Prover) -> None:
     read: list[int] = []
     assert prover.damaged_pieces(path, NAME, HASHES, read.append) == []
-    assert read == [BLOCK_SIZE, PIECE_SIZE + 17]
+    assert read == [len(DATA)]
     pid = prover.pid
     assert pid is not None
     assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
     damage(path)
     assert prover.damaged_pieces(path, NAME, HASHES, ignore) == [1, 9]
     assert prover.pid == pid
+
+
+def test_progress_is_told_in_portions(tmp_path: Path, prover: Prover) -> None:
+    path = tmp_path / "large"
+    data = bytes(PORTION_BYTES + 5)
+    path.write_bytes(data)
+    read: list[int] = []
+    name = ShardHash(sha256(data).digest())
+    assert prover.damaged_pieces(path, name, piece_hashes(data), read.append) == []
+    assert read == [PORTION_BYTES, 5]
 
 
 def test_a_refusal_keeps_its_kind_and_the_process(path: Path, prover: Prover) -> None:
