@@ -73,3 +73,13 @@ class Reverted(Refused):
     def __init__(self, message: str, data: bytes = b"") -> None:
         super().__init__(message)
         self.data = data
+
+
+_KINDS: dict[int, type[Refused]] = {
+    kind.code: kind for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)
+}
+
+
+def refused(code: int, message: str) -> Refused:
+    """An error that travelled between processes, as its own kind again."""
+    return _KINDS.get(code, Refused)(message)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -18,6 +19,7 @@ from contracts.types import ShardHash
 from node.registry import Model
 from node.replay import Replay
 from node.storage.manifest import Manifest, ManifestShard
+from node.storage.proving import Prover
 from node.storage.scrub import scrub_shard
 from node.storage.store import ShardStore
 
@@ -62,16 +64,17 @@ class Scrubbing:
         first failure is raised. `bytes_per_s`: how fast at most; 0: as fast as it goes."""
         results: list[ScrubResult] = []
         failures: list[Refused] = []
-        for model in self.replay.state.registry.models.values():
-            if not of_model(model) or not self.store.has_manifest(model.manifest_hash):
-                continue
-            try:
-                manifest = await self.manifest(model)
-                for index, shard in enumerate(manifest.shards):
-                    if not (unproved_only and self._is_proved(shard.sha256)):
-                        results += await self._scrub_shard(model, index, shard, bytes_per_s)
-            except Refused as error:
-                failures.append(error)
+        async with _prover() as prover:
+            for model in self.replay.state.registry.models.values():
+                if not of_model(model) or not self.store.has_manifest(model.manifest_hash):
+                    continue
+                try:
+                    manifest = await self.manifest(model)
+                    for index, shard in enumerate(manifest.shards):
+                        if not (unproved_only and self._is_proved(shard.sha256)):
+                            results += await self._scrub_shard(prover, model, index, shard, bytes_per_s)
+                except Refused as error:
+                    failures.append(error)
         if failures:
             raise failures[0]
         return results
@@ -81,11 +84,12 @@ class Scrubbing:
         return await self.scrub(lambda other: other.key == model.key, unproved_only=True)
 
     async def _scrub_shard(
-        self, model: Model, index: int, shard: ManifestShard, bytes_per_s: float = 0
+        self, prover: Prover, model: Model, index: int, shard: ManifestShard, bytes_per_s: float = 0
     ) -> list[ScrubResult]:
         mark = self._mark(shard.sha256)
         try:
-            bad = await trio.to_thread.run_sync(scrub_shard, self.store, shard, _paced(bytes_per_s))
+            paced = _paced(bytes_per_s)
+            bad = await trio.to_thread.run_sync(scrub_shard, self.store, shard, paced, prover.damaged_pieces)
         except NotFound:  # not held, or another scrub was faster in taking it out of service
             return []
         if bad:
@@ -121,7 +125,8 @@ class Scrubbing:
                 try:
                     manifest = await self.manifest(model)
                     index = model.shard_hashes.index(shard_hash)
-                    await self._scrub_shard(model, index, manifest.shards[index])
+                    async with _prover() as prover:
+                        await self._scrub_shard(prover, model, index, manifest.shards[index])
                 except Refused as error:
                     failures.append(f"a damaged shard of {model.model_id}: {error}")
                     self._damaged.add(shard_hash)
@@ -150,6 +155,16 @@ class Scrubbing:
 
     def _is_proved(self, shard_hash: ShardHash) -> bool:
         return self._proved.get(shard_hash) == self._mark(shard_hash)
+
+
+@asynccontextmanager
+async def _prover() -> AsyncIterator[Prover]:
+    prover = Prover()
+    try:
+        yield prover
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(prover.close)
 
 
 def _paced(bytes_per_s: float) -> Callable[[int], None]:

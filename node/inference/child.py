@@ -4,18 +4,16 @@ Owns the process, the socket to it and who waits for which reply. Knows no cache
 """
 
 import contextlib
-import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
 from contracts.errors import Busy, Refused
+from node import subprocesses
 from node.inference.frames import (
     HEADER,
     Begun,
@@ -199,7 +197,7 @@ class Child:
             self._process.kill()
             await trio.to_thread.run_sync(self._process.wait)
             await self._stream.aclose()
-        self._ended = _ending(self._process.returncode)
+        self._ended = subprocesses.ending(self._process.returncode)
         error = ENDED.format(reason=self._ended)
         for answer in self._answers.values():
             answer.fail(Busy(error))
@@ -318,21 +316,11 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """What the process sees: our code first, no secrets of the node, no way out to a hub."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AIGEN_")}
-    house = str(Path(__file__).resolve().parents[2])
-    path = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = house if not path else os.pathsep.join((house, path))
+    """What the process sees: no way out to a hub."""
+    environment = subprocesses.environment()
     environment["OMP_NUM_THREADS"] = str(threads)
     environment["HF_HUB_OFFLINE"] = "1"
     environment["TRANSFORMERS_OFFLINE"] = "1"
     environment["TRANSFORMERS_VERBOSITY"] = "error"
     environment["TOKENIZERS_PARALLELISM"] = "false"
     return environment
-
-
-def _ending(returncode: int) -> str:
-    if returncode >= 0:
-        return f"exit status {returncode}"
-    name = signal.Signals(-returncode).name
-    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name

@@ -7,7 +7,7 @@ import struct
 
 import msgspec
 
-from contracts.errors import BadInput, BadPeer, Busy, Conflict, Corrupt, NoSpace, NotAllowed, NotFound, Refused
+from contracts.errors import BadInput, Refused, refused
 from node.inference.precision import Precision
 from node.inference.spec import Chunk, LoadedModel, LoadStep, ModelSpec, Parameters, Prompt
 
@@ -134,9 +134,6 @@ class Resized(msgspec.Struct, frozen=True, tag=True):
 
 Reply = Hello | Measured | Loading | Loaded | Unloaded | Begun | Delta | Failed | Resized
 
-_KINDS: dict[int, type[Refused]] = {
-    kind.code: kind for kind in (Refused, BadInput, NotFound, NotAllowed, Conflict, NoSpace, BadPeer, Corrupt, Busy)
-}
 _encoder = msgspec.msgpack.Encoder()
 _commands = msgspec.msgpack.Decoder(Command)
 _replies = msgspec.msgpack.Decoder(Reply)
@@ -174,4 +171,4 @@ def failed(request: int, error: Refused) -> Failed:
 
 def error_of(failure: Failed) -> Refused:
     """The error that travelled, as its own kind again."""
-    return _KINDS.get(failure.code, Refused)(failure.message)
+    return refused(failure.code, failure.message)

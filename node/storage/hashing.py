@@ -12,7 +12,7 @@ from typing import Protocol
 from contracts.types import PIECE_SIZE
 
 BLOCK_SIZE = 8 * PIECE_SIZE
-"""Bytes read, hashed and written at a time; cutting takes twice as much memory, joining and checking no more."""
+"""Bytes read, hashed and written at a time; cutting and checking take twice as much memory, joining no more."""
 
 HASH_THREADS = 2
 

@@ -6,11 +6,13 @@ loaded, and its good pieces are kept for the repair, which is an ordinary fetch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from contracts.errors import NotFound
 from contracts.types import ShardHash
 from node.storage.artifact import Progress, ProgressCallback, no_progress
 from node.storage.manifest import Manifest, ManifestShard
+from node.storage.proving import OnBytes, damaged_pieces
 from node.storage.store import ShardStore
 
 
@@ -26,14 +28,17 @@ class ScrubReport:
 
 
 def scrub_shard(
-    store: ShardStore, shard: ManifestShard, on_bytes: Callable[[int], None] = lambda count: None
+    store: ShardStore,
+    shard: ManifestShard,
+    on_bytes: OnBytes = lambda count: None,
+    damaged: Callable[[Path, ShardHash, bytes, OnBytes], list[int]] = damaged_pieces,
 ) -> tuple[int, ...]:
-    """Check one held shard; when it is damaged it is demoted and its bad pieces are returned. `on_bytes`: see
-    `ShardStore.verify`."""
-    damaged = tuple(store.verify(shard.sha256, shard.pieces, on_bytes))
-    if damaged:
+    """Check one held shard; when it is damaged it is demoted and its bad pieces are returned. `on_bytes`, `damaged`:
+    see `ShardStore.verify`."""
+    found = tuple(store.verify(shard.sha256, shard.pieces, on_bytes, damaged))
+    if found:
         store.demote(shard.sha256)
-    return damaged
+    return found
 
 
 def scrub(store: ShardStore, manifest: Manifest, on_progress: ProgressCallback = no_progress) -> ScrubReport:

@@ -11,7 +11,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -34,9 +33,9 @@ from node.storage.files import (
     try_lock,
     write_file,
 )
-from node.storage.hashing import BLOCK_SIZE, HASH_THREADS, ShardHasher
 from node.storage.manifest import HASH_SIZE, MANIFEST_SIZE_MAX, Manifest, decode, piece_count
 from node.storage.partial import PartialShard
+from node.storage.proving import OnBytes, damaged_pieces
 
 DISK_RESERVE_BYTES = 64 << 20
 """Left free on the disk by every shard we take in, so that the ledger beside it can still write its blocks."""
@@ -133,36 +132,15 @@ class ShardStore:
         return None if writer is None else writer.bits()
 
     def verify(
-        self, shard_hash: ShardHash, piece_hashes: bytes, on_bytes: Callable[[int], None] = lambda count: None
+        self,
+        shard_hash: ShardHash,
+        piece_hashes: bytes,
+        on_bytes: OnBytes = lambda count: None,
+        damaged: Callable[[Path, ShardHash, bytes, OnBytes], list[int]] = damaged_pieces,
     ) -> list[int]:
-        """Read a held shard once and return the damaged pieces; nothing damaged means its whole SHA-256 fits too.
+        """The damaged pieces of a held shard, found by `damaged`; nothing damaged means its whole SHA-256 fits.
         `on_bytes` is told of each portion that was read: to slow it down, or to end it."""
-        path = self.path(shard_hash)
-        expected = [piece_hashes[at : at + HASH_SIZE] for at in range(0, len(piece_hashes), HASH_SIZE)]
-        with explained("reading", path), ThreadPoolExecutor(HASH_THREADS) as executor:
-            hasher = ShardHasher(executor)
-            descriptor = open_regular(path)
-            try:
-                buffer = memoryview(bytearray(BLOCK_SIZE))
-                offset = 0
-                # One piece more than expected is looked for: bytes after the end are damage as well.
-                while offset <= len(expected) * PIECE_SIZE:
-                    count = read_exactly(descriptor, buffer, offset)
-                    if count == 0:
-                        break
-                    hasher.update(buffer[:count])
-                    offset += count
-                    on_bytes(count)
-            finally:
-                os.close(descriptor)
-        pieces = hasher.pieces()
-        found = [pieces[at : at + HASH_SIZE] for at in range(0, len(pieces), HASH_SIZE)]
-        damaged = [index for index, piece in enumerate(expected) if index >= len(found) or found[index] != piece]
-        if not damaged and len(found) > len(expected):
-            damaged = [len(expected) - 1]
-        if not damaged and hasher.digest() != shard_hash:
-            raise BadInput(f"the piece hashes given for shard {shard_hash.hex()} belong to another shard")
-        return damaged
+        return damaged(self.path(shard_hash), shard_hash, piece_hashes, on_bytes)
 
     def demote(self, shard_hash: ShardHash) -> None:
         """A damaged shard is no longer held; its good pieces stay, so repairing it is an ordinary resume."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,12 @@ import trio.testing
 from contracts import events
 from contracts.calls import AnnounceShards, WithdrawShards
 from contracts.errors import Busy, Conflict, NoSpace, NotAllowed, NotFound
+from node import scrubbing
 from node.network.addresses import parse_data
 from node.network.fetching.progress import FetchProgress
 from node.network.sources import GatewaySource, MirrorSource, PeerSource
 from node.replication import RETRY_S, peer_sources
+from node.storage import proving
 from tests.node.cluster import flip
 from tests.node.fakes import DATA_ENDPOINT, OURS, THEIRS, Surroundings, surroundings
 
@@ -218,6 +222,62 @@ async def test_what_was_proved_is_not_hashed_again_unless_the_file_changed(aroun
     flip(around.path(2), 9)
     (result,) = await around.replication.scrubbing.prove(around.model)
     assert (result.shard_index, result.bad_pieces) == (2, (0,))
+
+
+@pytest.fixture
+def provers(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes that hashed."""
+    started: list[subprocess.Popen[bytes]] = []
+    start = proving._start
+    monkeypatch.setattr(proving, "_start", lambda: started.append(start()) or started[-1])
+    return started
+
+
+async def test_shards_are_hashed_by_one_process_that_is_not_the_nodes(
+    around: Surroundings, provers: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await around.replication.fetch_share()
+    monkeypatch.delattr(proving, "sha256")  # in this process
+    assert len(await around.replication.scrubbing.scrub()) == 4
+    (prover,) = provers
+    assert prover.returncode is not None
+    around.replication.scrubbing.note_damage(around.model.shard_hashes[1])
+    assert await around.replication.scrubbing.scrub_damaged() == []
+    assert len(provers) == 2
+    assert provers[1].returncode is not None
+
+
+async def test_hashing_ends_when_nobody_wants_it_any_more(
+    around: Surroundings, provers: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await around.replication.fetch_share()
+    around.replication.scrubbing._proved.clear()
+    paced = scrubbing._paced
+    with trio.CancelScope() as scope:
+
+        def cancelled_meanwhile(bytes_per_s: float) -> Callable[[int], None]:
+            on_bytes = paced(bytes_per_s)
+            return lambda count: (trio.from_thread.run_sync(scope.cancel), on_bytes(count))[1]
+
+        monkeypatch.setattr(scrubbing, "_paced", cancelled_meanwhile)
+        await around.replication.scrubbing.prove(around.model)
+    assert scope.cancelled_caught
+    (prover,) = provers
+    assert prover.returncode == -signal.SIGKILL
+    assert around.replication.scrubbing._proved == {}
+
+
+async def test_a_prover_that_dies_is_a_failure_and_proves_nothing(
+    around: Surroundings, provers: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await around.replication.fetch_share()
+    around.replication.scrubbing._proved.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(scrubbing, "_paced", lambda bytes_per_s: lambda count: provers[-1].kill())
+        with pytest.raises(Busy, match="the process that hashes shards ended"):
+            await around.replication.scrubbing.prove(around.model)
+    assert around.replication.scrubbing._proved == {}
+    assert len(await around.replication.scrubbing.prove(around.model)) == 4
 
 
 async def test_a_truncated_shard_is_found_and_fetched_again(around: Surroundings) -> None:

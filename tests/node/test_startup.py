@@ -228,9 +228,9 @@ async def test_a_load_that_fails_is_tried_again_without_hashing_again(
 ) -> None:
     hashed: list[ShardHash] = []
 
-    def counted(store: ShardStore, shard: ManifestShard, on_bytes: Callable[[int], None]) -> tuple[int, ...]:
+    def counted(store: ShardStore, shard: ManifestShard, *how: Any) -> tuple[int, ...]:
         hashed.append(shard.sha256)
-        return scrub_shard(store, shard, on_bytes)
+        return scrub_shard(store, shard, *how)
 
     async def never(interval_s: float, bytes_per_s: float) -> None:
         await trio.sleep_forever()
