@@ -23,6 +23,9 @@ from node.storage.proving import Prover
 from node.storage.scrub import scrub_shard
 from node.storage.store import ShardStore
 
+CANCELLED_WITHIN_S = 0.5
+"""How long a thread that keeps to a rate sleeps at most before it looks whether it is wanted still."""
+
 FileMark = tuple[int, int, int]
 """Inode, size and time of change: what a file has to keep to count as the one that was hashed."""
 
@@ -175,7 +178,8 @@ def _paced(bytes_per_s: float) -> Callable[[int], None]:
         nonlocal done
         trio.from_thread.check_cancelled()
         done += count
-        if bytes_per_s:
-            time.sleep(max(0.0, began + done / bytes_per_s - time.monotonic()))
+        while bytes_per_s and (left_s := began + done / bytes_per_s - time.monotonic()) > 0:
+            time.sleep(min(left_s, CANCELLED_WITHIN_S))
+            trio.from_thread.check_cancelled()
 
     return on_bytes

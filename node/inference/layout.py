@@ -41,6 +41,9 @@ so they are int8 in an int4 model as well."""
 TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules with the same input."""
 
+INT8_COLUMNS_MAX = 1 << 17
+"""Products of longer rows could leave 32 bits."""
+
 SCALE_BYTES = 2
 """A bf16 number."""
 
@@ -144,7 +147,7 @@ def _part(entries: tuple[TensorEntry, ...], precision: Literal["int8", "int4"], 
 def _kind(entries: tuple[TensorEntry, ...], precision: Literal["int8", "int4"]) -> Kind:
     """The precision that was asked for, or the next better that torch has for these shapes."""
     first = entries[0]
-    if first.shape[1] == 0 or first.shape[1] % COLUMNS_MULTIPLE:
+    if not 0 < first.shape[1] <= INT8_COLUMNS_MAX or first.shape[1] % COLUMNS_MULTIPLE:
         return "plain"
     coarse = first.name.removesuffix(WEIGHT).rpartition(".")[2] in COARSE
     whole_blocks = all(entry.shape[0] % ROWS_MULTIPLE == 0 for entry in entries)

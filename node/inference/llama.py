@@ -25,7 +25,7 @@ class Norm:
         self._nothing = torch.zeros(self._size)
 
     def row(self, vector: torch.Tensor) -> torch.Tensor:
-        """One vector, straight into the precision of the weights; good until the next call."""
+        """One vector, straight into the precision that products take; good until the next call."""
         scale = 1.0 / math.sqrt(torch.dot(vector, vector).item() / self._size + self._epsilon)
         return torch.addcmul(self._nothing, vector, self.weight, value=scale, out=self._narrow)
 

@@ -29,10 +29,13 @@ from node.inference.quantising import INT8_MAX, MIDDLE, Packing, mixed
 KERNEL_ROWS_MAX = 12
 """Up to this many rows, torch's kernels are faster than what packs or widens every weight first."""
 
+INTEGER_WEIGHTS_MIN = 1 << 22
+"""With one row, a matrix of so many weights is multiplied faster in int8 alone than by torch's kernel."""
+
 MIXING = mixed(torch.eye(MIXED))
 
 SCALE_MIN = torch.finfo(torch.float32).tiny * INT8_MAX
-"""For what is all but zero: so that the number it is divided by has an inverse."""
+"""Of the largest of a row that is all but zero: so that the number it is divided by has an inverse."""
 
 
 class Matrices(Protocol):
@@ -115,7 +118,7 @@ class QuantisedMatrices:
         self._parts = {name: part for part in file.layout.parts for name in part.names}
 
     def one_row(self) -> AbstractContextManager[None]:
-        """As any."""
+        """None of these goes through oneDNN by mistake."""
         return nullcontext()
 
     def product(self, module: str) -> Product:
@@ -172,8 +175,8 @@ class QuantisedMatrices:
 class Int8Product(Product):
     """Rows of int8 with a scale each, mixed, as what they are multiplied with is first.
 
-    Where it is one row or many and the CPU multiplies int8, that goes in in int8 as well, with a scale for each row.
-    torch's kernel and widened weights take it in bf16.
+    Where that is faster, what they are multiplied with goes in in int8 as well, with a scale for each row; torch's
+    kernel and widened weights take it in bf16.
     """
 
     def __init__(self, values: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, wide: Wide) -> None:
@@ -182,20 +185,19 @@ class Int8Product(Product):
         self._transposed = values.t()
         self._scales = scales
         self._wide_scales = scales.float()
-        self._nothing = torch.zeros(len(values))
         self._numbers = torch.empty((1, values.shape[1]), dtype=torch.int8)
         self._wide = wide
         wide.fit(values.numel())
 
     def _multiplied(self, vector: torch.Tensor) -> torch.Tensor:
         row = _mixed(vector[None])
-        if not multiplies_int8():
+        if self._values.numel() < INTEGER_WEIGHTS_MIN or not multiplies_int8():
             return self._kernel(row)[0]
         least, most = torch.aminmax(row)
         largest = max(-least.item(), most.item(), SCALE_MIN)
         self._numbers.copy_(row.mul_(INT8_MAX / largest).round_())
         sums = torch._int_mm(self._numbers, self._transposed)[0]
-        return torch.addcmul(self._nothing, sums, self._wide_scales, value=largest / INT8_MAX)
+        return sums.float().mul_(self._wide_scales).mul_(largest / INT8_MAX)
 
     def _multiplied_rows(self, matrix: torch.Tensor) -> torch.Tensor:
         """The scales go on the results, which are fewer than the weights."""
@@ -203,7 +205,7 @@ class Int8Product(Product):
         if len(rows) <= KERNEL_ROWS_MAX:
             return self._kernel(rows).float()
         if multiplies_int8():
-            scales = rows.abs().amax(1, keepdim=True).clamp_(SCALE_MIN).mul_(1 / INT8_MAX)
+            scales = rows.abs().amax(1, keepdim=True).mul_(1 / INT8_MAX)
             numbers = rows.div_(scales).round_().to(torch.int8)
             return torch._int_mm(numbers, self._transposed).float().mul_(self._wide_scales).mul_(scales)
         product = functional.linear(rows.to(self._wide.precision), self._wide.of(self._values))
@@ -215,7 +217,7 @@ class Int8Product(Product):
 
 def _mixed(rows: torch.Tensor) -> torch.Tensor:
     """As `mixed`, a new matrix: by products, which are faster but not the same bits on every machine."""
-    numbers = rows.float().view(len(rows), MIXED, -1)
+    numbers = rows.float().view(len(rows), MIXED, rows.shape[1] // MIXED)
     return torch.bmm(MIXING.expand(len(rows), MIXED, MIXED), numbers).view(rows.shape)
 
 

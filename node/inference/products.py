@@ -24,9 +24,13 @@ def multiplies_bf16() -> bool:
 
 @functools.cache
 def multiplies_int8() -> bool:
-    """Whether this CPU has instructions for products of int8 that cannot overflow on the way."""
+    """Whether this CPU has instructions for products of int8, and torch takes them: on others oneDNN saturates sums of
+    two products, without a word. It may have been told to take this CPU for another one."""
     capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    if not any(capabilities.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8")):
+        return False
+    most = torch.full((16, 64), 127, dtype=torch.int8)
+    return all(bool((torch._int_mm(most[:rows], most.t()) == 64 * 127 * 127).all()) for rows in (1, len(most)))
 
 
 @contextmanager
@@ -45,7 +49,7 @@ class Wide:
     """Weights widened for products of many rows, in one buffer for all: a layer at a time, not the model."""
 
     def __init__(self, precision: torch.dtype) -> None:
-        """`precision` is the one that products of one row are in."""
+        """`precision` is the one that products of one row are in, at the most."""
         is_fast = precision == torch.bfloat16 and multiplies_bf16()
         self.precision = torch.bfloat16 if is_fast else torch.float32
         self._size = 0

@@ -98,7 +98,7 @@ def mixed(rows: torch.Tensor) -> torch.Tensor:
 
 def to_int8(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Whole numbers from -127 to 127 and the scale of each row, whose product, mixed, is the weight."""
-    rows = mixed(weights.float()).mul_(1.0 / MIXED)
+    rows = mixed(weights.float() * (1.0 / MIXED))
     scales = (rows.abs().amax(1) * (1.0 / INT8_MAX)).to(torch.bfloat16)
     _require_finite(scales)
     values = (rows * _inverse(scales)[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)

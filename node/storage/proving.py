@@ -32,6 +32,9 @@ PORTION_BYTES = 4 * BLOCK_SIZE
 
 OnBytes = Callable[[int], None]
 
+Damaged = Callable[[Path, ShardHash, bytes, OnBytes], list[int]]
+"""`damaged_pieces`, here or in a prover."""
+
 
 def damaged_pieces(path: Path, shard_hash: ShardHash, piece_hashes: bytes, on_bytes: OnBytes) -> list[int]:
     """None when the file's SHA-256 is `shard_hash`; otherwise it is read once more, to tell which. `on_bytes` is told
@@ -44,18 +47,24 @@ def damaged_pieces(path: Path, shard_hash: ShardHash, piece_hashes: bytes, on_by
             on_bytes(len(block))
     if whole.digest() == shard_hash:
         return []
+    digest, pieces = digest_and_pieces(path, bytes_max, on_bytes)
+    expected, found = _hashes(piece_hashes), _hashes(pieces)
+    damaged = [index for index, piece in enumerate(expected) if index >= len(found) or found[index] != piece]
+    if not damaged and len(found) > len(expected):
+        damaged = [len(expected) - 1]
+    if not damaged and digest != shard_hash:
+        raise BadInput(f"the piece hashes given for shard {shard_hash.hex()} belong to another shard")
+    return damaged
+
+
+def digest_and_pieces(path: Path, bytes_max: int, on_bytes: OnBytes) -> tuple[bytes, bytes]:
+    """A file's SHA-256 and those of its pieces, joined."""
     with explained("reading", path), ThreadPoolExecutor(HASH_THREADS) as executor:
         hasher = ShardHasher(executor)
         for block in _blocks(path, bytes_max):
             hasher.update(block)
             on_bytes(len(block))
-    expected, found = _hashes(piece_hashes), _hashes(hasher.pieces())
-    damaged = [index for index, piece in enumerate(expected) if index >= len(found) or found[index] != piece]
-    if not damaged and len(found) > len(expected):
-        damaged = [len(expected) - 1]
-    if not damaged and hasher.digest() != shard_hash:
-        raise BadInput(f"the piece hashes given for shard {shard_hash.hex()} belong to another shard")
-    return damaged
+        return hasher.digest(), hasher.pieces()
 
 
 def _hashes(joined: bytes) -> list[bytes]:
@@ -87,7 +96,8 @@ def _blocks(path: Path, bytes_max: int) -> Iterator[memoryview]:
 
 
 class Task(msgspec.Struct, frozen=True):
-    path: str
+    path: bytes
+    """As the file system has it."""
     shard_hash: bytes
     piece_hashes: bytes
 
@@ -125,7 +135,7 @@ class Prover:
     def damaged_pieces(self, path: Path, shard_hash: ShardHash, piece_hashes: bytes, on_bytes: OnBytes) -> list[int]:
         """As the function does it. Whatever `on_bytes` raises ends the process."""
         try:
-            report = self._ask(Task(str(path), shard_hash, piece_hashes), on_bytes)
+            report = self._ask(path, Task(os.fsencode(path), shard_hash, piece_hashes), on_bytes)
         except BaseException:
             self.close()
             raise
@@ -133,23 +143,22 @@ class Prover:
             raise refused(report.code, report.message)
         return report.damaged
 
-    def close(self) -> None:
-        """End the process."""
-        self._end()
-
-    def _ask(self, task: Task, on_bytes: OnBytes) -> Found | Failed:
+    def _ask(self, path: Path, task: Task, on_bytes: OnBytes) -> Found | Failed:
+        if self._process and self._process.poll() is not None:
+            self.close()
         process = self._process = self._process or _start()
         assert process.stdout is not None
         _tell(process, msgspec.json.encode(task) + b"\n")
-        while line := process.stdout.readline():
+        while (line := process.stdout.readline()).endswith(b"\n"):
             report = _reports.decode(line)
             if not isinstance(report, Read):
                 return report
             on_bytes(report.count)
             _tell(process, _GO_ON)
-        raise Busy(f"the process that hashes shards ended ({self._end()}) while it worked on {task.path}; try again")
+        raise Busy(f"the process that hashes shards ended ({self.close()}) while it worked on {path}; try again")
 
-    def _end(self) -> str:
+    def close(self) -> str:
+        """End the process; says how it did if it had before."""
         process, self._process = self._process, None
         if process is None:
             return ""
@@ -160,12 +169,15 @@ class Prover:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "node.storage.proving"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=subprocesses.environment(),
-    )
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "node.storage.proving"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=subprocesses.environment(),
+        )
+    except OSError as error:
+        raise Busy(f"no process to hash shards can be started: {error.strerror}; try again") from error
 
 
 def _tell(process: subprocess.Popen[bytes], line: bytes) -> None:
@@ -189,7 +201,9 @@ def main() -> None:
 def _found(task: Task) -> Found | Failed:
     progress = _Progress()
     try:
-        damaged = damaged_pieces(Path(task.path), ShardHash(task.shard_hash), task.piece_hashes, progress.add)
+        damaged = damaged_pieces(
+            Path(os.fsdecode(task.path)), ShardHash(task.shard_hash), task.piece_hashes, progress.add
+        )
     except Refused as error:
         return Failed(error.code, str(error))
     progress.tell()

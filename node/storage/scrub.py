@@ -4,15 +4,13 @@ Owns the walk over an artifact's shards. A damaged shard is demoted: from then o
 loaded, and its good pieces are kept for the repair, which is an ordinary fetch. Knows no peers.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from contracts.errors import NotFound
 from contracts.types import ShardHash
 from node.storage.artifact import Progress, ProgressCallback, no_progress
 from node.storage.manifest import Manifest, ManifestShard
-from node.storage.proving import OnBytes, damaged_pieces
+from node.storage.proving import Damaged, OnBytes, damaged_pieces
 from node.storage.store import ShardStore
 
 
@@ -31,7 +29,7 @@ def scrub_shard(
     store: ShardStore,
     shard: ManifestShard,
     on_bytes: OnBytes = lambda count: None,
-    damaged: Callable[[Path, ShardHash, bytes, OnBytes], list[int]] = damaged_pieces,
+    damaged: Damaged = damaged_pieces,
 ) -> tuple[int, ...]:
     """Check one held shard; when it is damaged it is demoted and its bad pieces are returned. `on_bytes`, `damaged`:
     see `ShardStore.verify`."""

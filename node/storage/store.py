@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -35,7 +35,7 @@ from node.storage.files import (
 )
 from node.storage.manifest import HASH_SIZE, MANIFEST_SIZE_MAX, Manifest, decode, piece_count
 from node.storage.partial import PartialShard
-from node.storage.proving import OnBytes, damaged_pieces
+from node.storage.proving import Damaged, OnBytes, damaged_pieces
 
 DISK_RESERVE_BYTES = 64 << 20
 """Left free on the disk by every shard we take in, so that the ledger beside it can still write its blocks."""
@@ -136,9 +136,10 @@ class ShardStore:
         shard_hash: ShardHash,
         piece_hashes: bytes,
         on_bytes: OnBytes = lambda count: None,
-        damaged: Callable[[Path, ShardHash, bytes, OnBytes], list[int]] = damaged_pieces,
+        damaged: Damaged = damaged_pieces,
     ) -> list[int]:
-        """The damaged pieces of a held shard, found by `damaged`; nothing damaged means its whole SHA-256 fits.
+        """The damaged pieces of a held shard, found by `damaged`; nothing damaged means its whole SHA-256 fits,
+        and does not mean that `piece_hashes` are true.
         `on_bytes` is told of each portion that was read: to slow it down, or to end it."""
         return damaged(self.path(shard_hash), shard_hash, piece_hashes, on_bytes)
 

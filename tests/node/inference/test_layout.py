@@ -9,7 +9,7 @@ import torch
 from transformers import CodeGenConfig, CodeGenForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from node.inference.headers import TensorEntry
-from node.inference.layout import ALIGNMENT, Layout, Part, lay_out
+from node.inference.layout import ALIGNMENT, INT8_COLUMNS_MAX, Layout, Part, lay_out
 
 GB = 1_000_000_000
 
@@ -103,6 +103,9 @@ def test_shapes_that_the_kernels_do_not_take() -> None:
     assert kind_of_gate(128, 64) == "int4"
     assert kind_of_gate(160, 64) == "int8"
     assert kind_of_gate(128, 72) == "plain"
+    assert kind_of_gate(160, INT8_COLUMNS_MAX) == "int8"
+    assert kind_of_gate(160, INT8_COLUMNS_MAX + 32) == "plain"
+    assert 127 * 127 * INT8_COLUMNS_MAX < 2**31, "what a product of int8 adds up in"
 
 
 def spans(layout: Layout) -> Iterator[tuple[int, int]]:

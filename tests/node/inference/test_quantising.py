@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.errors import BadInput
+from node.inference import matrices
 from node.inference.layout import GROUP, MIXED
-from node.inference.matrices import KERNEL_ROWS_MAX, Int4Product, Int8Embedding, Int8Product
-from node.inference.products import Product, StoredProduct, Wide, multiplies_int8
+from node.inference.matrices import INTEGER_WEIGHTS_MIN, KERNEL_ROWS_MAX, Int4Product, Int8Embedding, Int8Product
+from node.inference.products import Product, StoredProduct, Wide
 from node.inference.quantising import PACKINGS, machine_packing, mixed, to_int4, to_int8
 
 from .quantised import multiplied_with, rounded
@@ -147,7 +148,18 @@ def test_what_stays_as_stored_beside_quantised_matrices_loses_no_bits(
     torch.testing.assert_close(found, matrix @ weights.float().t(), rtol=1e-5, atol=1e-5)
 
 
-SHAPES = [(64, 32), (192, 64), (128, 96), (320, 160), (64, 576), (576, 1536), (1536, 576), (4096, 128), (128, 4096)]
+SHAPES = [
+    (64, 32),
+    (192, 64),
+    (128, 96),
+    (320, 160),
+    (64, 576),
+    (576, 1536),
+    (1536, 576),
+    (4096, 128),
+    (128, 4096),
+    (4096, 1024),
+]
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
@@ -164,12 +176,13 @@ def test_products_are_right_for_every_shape_and_number_of_rows(
     share = 2**-7 if multiplies_bf16 and kind == "int4" else 2**-8
     for rows in (1, 2, 5, KERNEL_ROWS_MAX, KERNEL_ROWS_MAX + 1, 3 * KERNEL_ROWS_MAX):
         fast = rows <= KERNEL_ROWS_MAX or multiplies_bf16
-        given = multiplied_with(matrix[:rows], kind, fast, multiplies_bf16 and rows > KERNEL_ROWS_MAX)
+        given = multiplied_with(matrix[:rows], kind, fast, matrices.multiplies_int8() and rows > KERNEL_ROWS_MAX)
         expected = torch.nn.functional.linear(given, exact, bias)
         found = product.rows(matrix[:rows])
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=2**-7, atol=float(expected.abs().max()) * share)
-    given = multiplied_with(matrix[:1], kind, True, multiplies_bf16)
+    large = weights.numel() >= INTEGER_WEIGHTS_MIN
+    given = multiplied_with(matrix[:1], kind, True, matrices.multiplies_int8() and large)
     expected = torch.nn.functional.linear(given[0], exact, bias)
     torch.testing.assert_close(
         product.row(matrix[0]).float(), expected, rtol=2**-7, atol=float(expected.abs().max()) / 256
@@ -181,7 +194,7 @@ def test_products_are_right_for_every_shape_and_number_of_rows(
 def test_int8_products_of_any_number_of_rows(rows: int, columns: int, seed: int) -> None:
     weights = weights_of(rows, 32 * columns, seed)
     vector = torch.randn(32 * columns, generator=torch.Generator().manual_seed(seed))
-    given = multiplied_with(vector[None], "int8", True, multiplies_int8())[0]
+    given = multiplied_with(vector[None], "int8", True, False)[0]
     expected = rounded(weights, "int8") @ given
     found = product_of("int8", weights, None).row(vector).float()
     torch.testing.assert_close(found, expected, rtol=2**-7, atol=float(expected.abs().max()) / 256)
@@ -204,7 +217,23 @@ def test_a_number_that_stands_out_does_not_cost_the_others_their_bits(rows: int)
 def test_products_with_nothing_are_nothing(value: float, multiplies_bf16: bool) -> None:
     product = product_of("int8", weights_of(64, 96), None)
     assert product.row(torch.full((96,), value)).abs().max() < 1e-38
-    assert product.rows(torch.full((9, 96), value)).abs().max() < 1e-38
+    assert product.rows(torch.full((13, 96), value)).abs().max() < 1e-38
+
+
+OTHER_CPU = """
+import torch
+from node.inference.products import multiplies_int8
+print(multiplies_int8(), torch._int_mm(*(torch.full((64, 64), 127, dtype=torch.int8),) * 2)[0, 0].item())
+"""
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE"])
+def test_what_saturates_is_not_used(isa: str) -> None:
+    """oneDNN is told to take this CPU for one without instructions for int8; which it does is seen in its results."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+    found = subprocess.run([sys.executable, "-c", OTHER_CPU], env=environment, stdout=subprocess.PIPE, check=True)
+    says, result = found.stdout.split()
+    assert says == b"False" or int(result) == 64 * 127 * 127, found.stdout
 
 
 def test_rows_of_an_embedding_are_the_weights() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,6 +186,18 @@ def test_importing_again_repairs_what_is_damaged(tmp_path: Path) -> None:
     assert (again.already, again.manifest) == (False, first.manifest)
     for shard in first.manifest.shards:
         assert store.verify(shard.sha256, shard.pieces) == []
+
+
+def test_a_manifest_whose_piece_hashes_are_false_is_not_taken_for_the_model(tmp_path: Path) -> None:
+    source = model_directory(tmp_path / "model", (5 * PIECE_SIZE,))
+    true = import_model(source, ShardStore(tmp_path / "other"), SHARD).manifest
+    shards = tuple(msgspec.structs.replace(shard, pieces=bytes(len(shard.pieces))) for shard in true.shards)
+    false = msgspec.structs.replace(true, shards=shards)
+    store = ShardStore(tmp_path / "store")
+    store.put_manifest(false.encode(), false.manifest_hash())
+    assert import_model(source, store, SHARD).manifest == true
+    again = import_model(source, store, SHARD)
+    assert (again.already, again.manifest) == (True, true)
 
 
 def test_a_move_of_a_known_model_deletes_only_after_checking(tmp_path: Path) -> None:

@@ -97,13 +97,38 @@ def test_its_death_is_an_error_and_the_next_shard_has_another(path: Path, prover
     assert prover.damaged_pieces(path, NAME, HASHES, ignore) == []
 
 
-def test_one_that_died_idle_is_noticed(path: Path, prover: Prover) -> None:
+def test_one_that_died_idle_is_not_missed(path: Path, prover: Prover) -> None:
     prover.damaged_pieces(path, NAME, HASHES, ignore)
     assert prover.pid is not None
     os.kill(prover.pid, signal.SIGTERM)
     os.waitid(os.P_PID, prover.pid, os.WEXITED | os.WNOWAIT)
-    with pytest.raises(Busy, match=r"ended \(SIGTERM\)"):
+    assert prover.damaged_pieces(path, NAME, HASHES, ignore) == []
+
+
+def test_half_a_report_is_none(path: Path, prover: Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proving, "_start", lambda: subprocess.Popen(["printf", '{"type":"Fou'], stdin=-1, stdout=-1))
+    with pytest.raises(Busy, match="while it worked on"):
         prover.damaged_pieces(path, NAME, HASHES, ignore)
+
+
+def test_one_that_cannot_start_is_an_error(path: Path, prover: Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(path))
+    with pytest.raises(Busy, match="can be started: Permission denied; try again"):
+        prover.damaged_pieces(path, NAME, HASHES, ignore)
+
+
+def test_it_sees_no_secret_of_the_node(path: Path, prover: Prover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIGEN_PASSWORD", "hunter2")
+    prover.damaged_pieces(path, NAME, HASHES, ignore)
+    environment = Path(f"/proc/{prover.pid}/environ").read_bytes()
+    assert b"PYTHONPATH=" in environment
+    assert b"hunter2" not in environment
+
+
+def test_any_path_the_file_system_has(tmp_path: Path, prover: Prover) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/\xff"))
+    path.write_bytes(DATA)
+    assert prover.damaged_pieces(path, NAME, HASHES, ignore) == []
 
 
 def test_who_gives_up_ends_it(path: Path, prover: Prover) -> None:
