@@ -118,7 +118,7 @@ class QuantisedMatrices:
         self._parts = {name: part for part in file.layout.parts for name in part.names}
 
     def one_row(self) -> AbstractContextManager[None]:
-        """None of these goes through oneDNN by mistake."""
+        """With oneDNN: products in int8 are its own."""
         return nullcontext()
 
     def product(self, module: str) -> Product:

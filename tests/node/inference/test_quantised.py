@@ -58,6 +58,36 @@ def reference(directory: Path, spec: ModelSpec, precision: str) -> torch.nn.Modu
     return model
 
 
+@pytest.fixture
+def only_weights_are_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a CPU without instructions for products of int8: what those round beside has a test of its own."""
+    monkeypatch.setattr("node.inference.matrices.multiplies_int8", lambda: False)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_logits_are_those_of_the_rounded_weights(
+    tmp_path: Path, name: str, precision: Precision, dtype: torch.dtype, only_weights_are_int8: None
+) -> None:
+    directory, spec = model_of(tmp_path, name, dtype)
+    model = load(spec, precision)
+    assert model.about.precision == precision
+    assert model.about.parameters == sum(tensor.numel() for tensor in reference(directory, spec, "int8").parameters())
+    decoder, memory = model.runnable.decoder, KeyValues(model.runnable.decoder.shape, len(PROMPT))
+    rounded_model = reference(directory, spec, precision)
+    exact = rounded_model(torch.tensor([PROMPT])).logits[0]
+    # What products in bf16 alone cost transformers, with the same weights.
+    theirs = rounded_model.to(torch.bfloat16)(torch.tensor([PROMPT])).logits[0].float()
+    bound = 1.1 * (theirs - exact)[1:].abs().mean()
+    logits = torch.stack([stepped(decoder, token, memory) for token in PROMPT])
+    assert (logits - exact)[1:].abs().mean() <= bound
+    for count in (len(PROMPT), 10):
+        prefilled = fed(decoder, PROMPT[:count], KeyValues(decoder.shape, len(PROMPT)))
+        assert (prefilled - exact[count - 1]).abs().mean() <= bound, count
+
+
 def rounding_error(model: torch.nn.Module, exact: torch.Tensor) -> torch.Tensor:
     """What it costs transformers, with the same weights, that what they are multiplied with is in int8, and that all is
     in bf16: both, for some products are so and some so."""
@@ -73,28 +103,18 @@ def rounding_error(model: torch.nn.Module, exact: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("precision", QUANTISED)
 @pytest.mark.parametrize("name", tiny.MODELS)
-def test_logits_are_those_of_the_rounded_weights(
-    tmp_path: Path, name: str, precision: Precision, dtype: torch.dtype
-) -> None:
-    directory, spec = model_of(tmp_path, name, dtype)
-    model = load(spec, precision)
-    assert model.about.precision == precision
-    assert model.about.parameters == sum(tensor.numel() for tensor in reference(directory, spec, "int8").parameters())
-    decoder, memory = model.runnable.decoder, KeyValues(model.runnable.decoder.shape, len(PROMPT))
+def test_prompts_are_rounded_no_more_than_int8_rounds_them(tmp_path: Path, name: str, precision: Precision) -> None:
+    directory, spec = model_of(tmp_path, name)
+    decoder = load(spec, precision).runnable.decoder
     rounded_model = reference(directory, spec, precision)
     exact = rounded_model(torch.tensor([PROMPT])).logits[0]
-    bound = 1.1 * rounding_error(rounded_model, exact)
-    logits = torch.stack([stepped(decoder, token, memory) for token in PROMPT])
-    assert (logits - exact)[1:].abs().mean() <= bound
-    for count in (len(PROMPT), 10):
-        prefilled = fed(decoder, PROMPT[:count], KeyValues(decoder.shape, len(PROMPT)))
-        assert (prefilled - exact[count - 1]).abs().mean() <= bound, count
+    prefilled = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
+    assert (prefilled - exact[-1]).abs().mean() <= 1.1 * rounding_error(rounded_model, exact)
 
 
-BOUNDS = {"int8": 0.05, "int4": 0.2}
+BOUNDS = {"int8": 0.04, "int4": 0.2}
 """Of the mean difference to the logits in fp32, as a share of their spread: random weights are the worst to round."""
 
 
@@ -122,14 +142,14 @@ def test_tied_embeddings(tmp_path: Path, name: str, tied: bool) -> None:
 
 
 @torch.inference_mode()
-def test_biases_of_matrices_that_stand_together(tmp_path: Path) -> None:
+def test_biases_of_matrices_that_stand_together(tmp_path: Path, only_weights_are_int8: None) -> None:
     directory, spec = model_of(tmp_path, "llama", torch.float32, attention_bias=True, mlp_bias=True)
     weights = load_file(directory / "model.safetensors")
     assert any(name.endswith("q_proj.bias") for name in weights)
     exact = reference(directory, spec, "int4")(torch.tensor([PROMPT])).logits[0, -1]
     decoder = load(spec, "int4").runnable.decoder
     logits = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
-    assert (logits - exact).abs().mean() <= BOUNDS["int8"] * exact.std()
+    assert (logits - exact).abs().mean() <= 0.02 * exact.std()
 
 
 @torch.inference_mode()
@@ -143,7 +163,7 @@ def test_shapes_that_no_kernel_takes_stay_as_they_are(tmp_path: Path) -> None:
     logits = exact(torch.tensor([PROMPT])).logits[0, -1]
     decoder = load(spec, "int4").runnable.decoder
     found = fed(decoder, PROMPT, KeyValues(decoder.shape, len(PROMPT)))
-    assert (found - logits).abs().mean() <= BOUNDS["int8"] * logits.std()
+    assert (found - logits).abs().mean() <= 0.03 * logits.std()
 
 
 def test_what_is_said_before_is_what_it_takes(spec: ModelSpec) -> None:
